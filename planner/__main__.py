@@ -1,0 +1,5 @@
+"""`python -m planner` is `qplan`."""
+
+from planner.cli import main
+
+main()

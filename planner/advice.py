@@ -1,0 +1,245 @@
+"""What to change: every suggestion is the changed run, planned again, with what it saves and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from planner.errors import QplanError
+from planner.recipe import Recipe
+from planner.report import Report, Suggestion, Verdict
+from planner.spec import ModelSpec
+from planner.units import ceil_div
+
+# Below this share of the process's bytes a saving is not worth a line.
+NOTICEABLE_PERCENT = 1
+
+
+class Outcome(NamedTuple):
+    """What planning a changed recipe again gave."""
+
+    process_bytes: int
+    verdict: Verdict | None
+
+
+Plan = Callable[[Recipe], Outcome]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Knobs to change, and the price in words."""
+
+    knobs: dict[str, Any]
+    price: str
+
+
+def suggest(spec: ModelSpec, asked: Recipe, resolved: Recipe, current: Outcome, plan: Plan) -> tuple[Suggestion, ...]:
+    """
+    The changes that save a noticeable share, the largest saving first.
+
+    Args:
+        spec: The model; its modules say which targets exist.
+        asked: The recipe as given, so that what follows from a changed knob is resolved anew.
+        resolved: The same with every knob filled.
+        current: What the unchanged run needs.
+        plan: Plans a recipe; a change that the stack refuses raises, and is left out.
+    """
+    found = []
+    for change in changes(spec, resolved):
+        outcome = _try(asked, change.knobs, plan)
+        if outcome is None:
+            continue
+        saved = current.process_bytes - outcome.process_bytes
+        if saved >= ceil_div(current.process_bytes * NOTICEABLE_PERCENT, 100):
+            found.append(Suggestion(
+                option=flags(change.knobs), knobs=change.knobs, saved_bytes=saved, process_bytes=outcome.process_bytes,
+                verdict=outcome.verdict, price=change.price,
+            ))  # fmt: skip
+    return tuple(sorted(found, key=lambda s: -s.saved_bytes))
+
+
+def changes(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
+    """
+    The changes that apply to a resolved recipe, the cheapest in price first.
+
+    Args:
+        spec: The model.
+        recipe: The run, every knob resolved.
+    """
+    yield from _free(recipe)
+    yield from _slower(recipe)
+    yield from _in_fewer_bits(recipe)
+    yield from _learns_less(spec, recipe)
+
+
+def _free(recipe: Recipe) -> Iterator[Change]:
+    if recipe.attn == "eager":
+        yield Change({"attn": "sdpa"}, "the same attention, rounded differently")
+    if recipe.quantization in ("nf4", "fp4") and not recipe.double_quant:
+        yield Change({"double_quant": True}, "scales in 8 bits; no loss was found (QLoRA paper)")
+    if recipe.loss == "full":
+        yield Change({"loss": "chunked"}, "the same loss in chunks: the head runs again in backward")
+        yield Change({"loss": "liger"}, "the same loss, fused; needs liger-kernel")
+    if recipe.attn == "sdpa" and recipe.padding:
+        yield Change({"attn": "flash_attention_2"}, "needs flash-attn and an Ampere card or newer")
+
+
+def _slower(recipe: Recipe) -> Iterator[Change]:
+    if not recipe.gradient_checkpointing:
+        yield Change({"gradient_checkpointing": True}, "each layer runs forward twice: about 30 % more time")
+    if recipe.batch_size > 1:
+        halved = {"batch_size": recipe.batch_size // 2, "grad_accum": recipe.grad_accum * ceil_div(recipe.batch_size, recipe.batch_size // 2)}
+        yield Change(halved, "as many samples a step, in more passes")
+
+
+def _in_fewer_bits(recipe: Recipe) -> Iterator[Change]:
+    if recipe.optim in _IN_8_BITS:
+        yield Change({"optim": _IN_8_BITS[recipe.optim]}, "optimizer states in 8 bits")
+    if recipe.optim in _PAGED:
+        yield Change({"optim": _PAGED[recipe.optim]}, "8-bit states that page out to the host: slow steps when they do")
+    half = recipe.mixed_precision if recipe.mixed_precision != "no" else recipe.compute_dtype
+    if half in ("bf16", "fp16") and recipe.dtype != half and (recipe.method != "full" or half == "bf16"):
+        yield Change({"dtype": half}, f"weights are rounded to {half} when they are loaded")
+    if recipe.kbit_prepare:
+        yield Change({"kbit_prepare": False}, "no fp32 upcast: norms, embeddings and head stay in 16 bits")
+    if recipe.method != "full" and recipe.adapter_dtype == "fp32" and recipe.mixed_precision != "fp16":
+        yield Change({"adapter_dtype": "bf16"}, "adapters are trained in 16 bits")
+    if recipe.quantization == "int8":
+        yield Change({"quantization": "nf4"}, "4-bit weights instead of 8-bit ones")
+    if recipe.method == "lora" and recipe.quantization == "none":
+        yield Change({"method": "qlora"}, "4-bit base weights: slower steps")
+
+
+def _learns_less(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
+    if recipe.method == "full":
+        yield Change({"method": "lora"}, "trains adapters, not the weights")
+        yield Change({"method": "qlora"}, "trains adapters over 4-bit weights")
+    else:
+        if recipe.dropout > 0:
+            yield Change({"dropout": 0.0}, "adapters without dropout")
+        if recipe.rank >= 2:
+            yield Change({"rank": recipe.rank // 2}, "adapters of half the rank")
+        targets = _attention_targets(spec)
+        if recipe.targets == "all-linear" and targets:
+            yield Change({"targets": targets}, "adapters on attention alone: learns less")
+    if recipe.seq_len >= 2:
+        yield Change({"seq_len": recipe.seq_len // 2}, "samples of half the length")
+
+
+_IN_8_BITS = {
+    "adamw_torch": "adamw_8bit", "adamw_torch_fused": "adamw_8bit", "adamw_torch_foreach": "adamw_8bit", "adamw_32bit": "adamw_8bit",
+    "lion_32bit": "lion_8bit", "paged_adamw_32bit": "paged_adamw_8bit", "paged_lion_32bit": "paged_lion_8bit",
+}  # fmt: skip
+_PAGED = {
+    "adamw_torch": "paged_adamw_8bit", "adamw_torch_fused": "paged_adamw_8bit", "adamw_torch_foreach": "paged_adamw_8bit",
+    "adamw_32bit": "paged_adamw_8bit", "adamw_8bit": "paged_adamw_8bit", "lion_32bit": "paged_lion_8bit", "lion_8bit": "paged_lion_8bit",
+}  # fmt: skip
+# What papers and tutorials adapt when they adapt attention alone, by how families name it.
+_ATTENTION = (("q_proj", "v_proj"), ("query_key_value",), ("qkv_proj",), ("Wqkv",), ("c_attn",))
+
+
+def _attention_targets(spec: ModelSpec) -> tuple[str, ...]:
+    """The names of the attention's linears that the model has; empty where its family names them otherwise."""
+    names = {module.name.rpartition(".")[2] for module in spec.modules if module.is_linear}
+    return next((targets for targets in _ATTENTION if names.issuperset(targets)), ())
+
+
+def _try(asked: Recipe, knobs: dict[str, Any], plan: Plan) -> Outcome | None:
+    """The outcome of a changed recipe; None where the stack refuses it."""
+    try:
+        return plan(asked.model_copy(update=_with_consequences(asked, knobs)))
+    except QplanError:
+        return None
+
+
+def _with_consequences(asked: Recipe, knobs: dict[str, Any]) -> dict[str, Any]:
+    """A change of method frees the knobs that were given for the old one."""
+    if "method" not in knobs:
+        return knobs
+    return {"quantization": None, "kbit_prepare": None, **({"optim": None} if asked.method == "full" else {}), **knobs}
+
+
+def make_it_fit(spec: ModelSpec, asked: Recipe, resolved: Recipe, plan: Plan) -> dict[str, Any] | None:
+    """
+    The knobs to change so that the card takes the run with room to spare, or None where no mixture of the suggestions is enough.
+
+    One change is tried before several; of those that are enough, the one of the lowest price. Several are taken in the order of
+    their prices, each where it still saves.
+    """
+    candidates = [change.knobs for change in changes(spec, resolved)]
+    for knobs in candidates:
+        if _fits(_try(asked, knobs, plan)):
+            return knobs
+    together: dict[str, Any] = {}
+    needed = plan(asked).process_bytes
+    for knobs in candidates:
+        outcome = _try(asked, {**together, **knobs}, plan)
+        if outcome is None or outcome.process_bytes >= needed:
+            continue
+        together, needed = {**together, **knobs}, outcome.process_bytes
+        if _fits(outcome):
+            return together
+    return None
+
+
+def _fits(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.verdict is not None and outcome.verdict.outcome == "fits"
+
+
+def next_command(report: Report) -> str:
+    """
+    The command that makes sense after a report: a change that makes it fit, the card to look at, or the rows behind the peak.
+
+    Args:
+        report: A report with its details.
+    """
+    known = report.details
+    if known is None:
+        return "qplan --help"
+    settled = report.device is not None and report.verdict is not None and report.verdict.outcome == "fits"
+    if settled:
+        return command("estimate", report.model.id, known.asked, known.options) + " --explain"
+    if report.device is None:
+        smallest = next((card for card in report.verdicts if card.verdict.outcome == "fits"), None)
+        if smallest is not None:
+            return command("estimate", report.model.id, known.asked, {**known.options, "gpu": short_name(smallest.device.name)})
+    found = known.make_it_fit()
+    if found is None:
+        return command("compare", report.model.id, {}, {})
+    knobs, card = found
+    return command("estimate", report.model.id, {**known.asked, **knobs}, {**known.options, "gpu": known.options.get("gpu", short_name(card))})
+
+
+def command(verb: str, model: str, knobs: dict[str, Any], options: dict[str, str]) -> str:
+    """A command line that can be pasted."""
+    import shlex
+
+    return " ".join(filter(None, ("qplan", verb, shlex.quote(model), flags(knobs), flags(options))))
+
+
+def short_name(card: str) -> str:
+    """A card's name as people say it; the catalogue knows it by this name too."""
+    return card.removeprefix("NVIDIA ").removeprefix("GeForce ")
+
+
+def flags(knobs: dict[str, Any]) -> str:
+    """
+    Knobs as the command line spells them.
+
+    >>> flags({"kbit_prepare": False, "rank": 8, "targets": ("q_proj", "v_proj")})
+    '--no-kbit-prepare --rank 8 --targets q_proj,v_proj'
+    """
+    return " ".join(_flag(name, value) for name, value in knobs.items() if value is not None)
+
+
+def _flag(name: str, value: Any) -> str:
+    import shlex
+
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    if isinstance(value, dict):
+        value = [f"{key}={item}" for key, item in value.items()]
+    text = ",".join(value) if isinstance(value, (tuple, list)) else str(value)
+    return f"--{option} {shlex.quote(text)}"

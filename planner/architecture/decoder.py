@@ -1,0 +1,178 @@
+"""
+The structure of a text decoder: what a layer is made of, in the words of the modeling code. Nothing about memory.
+
+A family's `decoder(fields)` fills these in; `planner.operations.decoder` walks them. Names are paths below the layer (or below
+the model, for what occurs once), as in the module table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """
+    A normalisation.
+
+    Attributes:
+        name: Its path; empty where it has no parameters.
+        kind: As in `planner.operations.norm.Norm`.
+        width: Elements that are normalised together.
+    """
+
+    name: str
+    kind: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """
+    Self-attention.
+
+    Attributes:
+        heads, kv_heads, head_dim: Query heads, key/value heads, and the width of one.
+        q, k, v, out: Paths of the projections.
+        fused: Path of one projection that gives q, k and v together; then q, k and v are empty.
+        fused_layout: How the fused output is taken apart: `slices` (q, k, v one after the other, by indexing), `split` (by
+            torch.split or chunk), `interleaved` (heads first, then chunked: GPT-NeoX), `falcon` (broadcast keys and values).
+        rotary_dim: Elements of a head that are rotated; 0 without rotary positions.
+        interleaved_rotary: Rotated in pairs (GLM, Cohere, GPT-J) instead of halves.
+        q_norm, k_norm: Normalisations of queries and keys; `width` tells whether by head or over all heads.
+        softcap: Scores pass through tanh (Gemma-2, eager only).
+        dropout: Dropout on the attention weights.
+        sliding_window: Tokens that a query looks back; None for all.
+        alibi: Positions enter as a bias on the scores.
+        forces_eager: The family has no other kernel than its own Python one.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    out: str = "self_attn.o_proj"
+    fused: str = ""
+    fused_layout: str = "slices"
+    rotary_dim: int = 0
+    interleaved_rotary: bool = False
+    q_norm: NormSpec | None = None
+    k_norm: NormSpec | None = None
+    softcap: bool = False
+    dropout: float = 0.0
+    sliding_window: int | None = None
+    alibi: bool = False
+    forces_eager: bool = False
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """
+    A dense feed-forward block.
+
+    Attributes:
+        width: Its inner width.
+        act: Activation as config.json names it.
+        gate, up, down: Paths; without a gate the block is plain: down(act(up(x))).
+        fused: Path of one projection that gives gate and up together (then gate and up are empty).
+        dropout: Dropout on its output.
+    """
+
+    width: int
+    act: str
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+    fused: str = ""
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Moe:
+    """
+    A routed block whose experts are fused parameters.
+
+    Attributes:
+        experts, top_k: How many there are, and how many a token visits.
+        width: Inner width of an expert.
+        act: Activation.
+        router: Path of the router.
+        gate_up, down: Paths of the stacked parameters [E, 2f, d] and [E, d, f].
+        shared: A dense block beside the experts (Qwen2-MoE, DeepSeek).
+        shared_gate: Path of the sigmoid gate on the shared block; empty without.
+    """
+
+    experts: int
+    top_k: int
+    width: int
+    act: str
+    router: str
+    gate_up: str
+    down: str
+    shared: Mlp | None = None
+    shared_gate: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """
+    One kind of decoder layer.
+
+    Attributes:
+        attention: Its attention.
+        mlp: Its feed-forward block.
+        layout: How norms and residuals go: `pre` (Llama), `post` (OLMo-2: norm after each block), `sandwich` (Gemma-2: before and
+            after), `parallel` (one input norm or two, one sum).
+        norms: In the order of use. pre: attention, mlp. post: after attention, after mlp. sandwich: before and after attention,
+            before and after mlp. parallel: attention, and the mlp's own if it has one.
+        dropout: Dropout on each block's output before the residual sum.
+        residual_scale: Block outputs are multiplied by a constant before the sum (Granite).
+    """
+
+    attention: Attention
+    mlp: Mlp | Moe
+    layout: str
+    norms: tuple[NormSpec, ...]
+    dropout: float = 0.0
+    residual_scale: bool = False
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """
+    A text decoder.
+
+    Attributes:
+        hidden_size, vocab_size: d and V.
+        layers: The kind of every layer, in order; equal layers are one object.
+        layer_prefix: Path of a layer, `*` for its index: `model.layers.*.`.
+        embedding: Path of the token embedding.
+        positions: Path of a learned position embedding; empty without.
+        embedding_norm: A norm on the embedding (BLOOM).
+        embedding_scale: The embedding is multiplied by a constant (Gemma, Granite).
+        dropout: Dropout on the embedding.
+        norm: The final norm; None where there is none.
+        head: Path of the head.
+        logit_softcap: Logits pass through tanh (Gemma-2).
+        logit_scale: Logits are multiplied by a constant (Cohere, Granite).
+        rotary_dim: Width of the rotary tables; 0 without.
+        rotary_tables: How many sets of them there are (Gemma-3: local and global).
+    """
+
+    hidden_size: int
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    layer_prefix: str = "model.layers.*."
+    embedding: str = "model.embed_tokens"
+    positions: str = ""
+    embedding_norm: NormSpec | None = None
+    embedding_scale: bool = False
+    dropout: float = 0.0
+    norm: NormSpec | None = None
+    head: str = "lm_head"
+    logit_softcap: bool = False
+    logit_scale: bool = False
+    rotary_dim: int = 0
+    rotary_tables: int = 1

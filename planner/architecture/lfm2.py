@@ -1,0 +1,64 @@
+"""LFM2: short convolutions with an attention layer now and then."""
+
+from __future__ import annotations
+
+from planner.architecture.blocks import Dims, attention, head, norms, read_dims, rotary
+from planner.architecture.family import Family
+from planner.architecture.fields import Fields
+from planner.architecture.sections import filled, kinds_of, where
+from planner.architecture.table import Table
+
+
+def table(config: Fields, out: Table) -> None:
+    """
+    The module table.
+
+    Source:
+        transformers@5.23.0, models/lfm2/modeling_lfm2.py, Lfm2ForCausalLM.
+    """
+    config = filled(
+        config,
+        tie_word_embeddings=config.flag("tie_embedding", "tie_word_embeddings", default=True),
+        intermediate_size=config.integer("block_ff_dim", default=12_288),
+    )
+    dims = read_dims(config, kv_heads=8)
+    attending = set(config.integers("full_attn_idxs", default=list(range(dims.layers))))
+    kinds = kinds_of(
+        config, "layer_types", ["full_attention" if i in attending else "conv" for i in range(dims.layers)], ("full_attention", "conv")
+    )
+    bias, width = config.flag("conv_bias", default=False), _width(config, dims)
+
+    model = out.within("model.")
+    model.embedding("embed_tokens", dims.vocab, dims.hidden)
+    layer, full = model.within("layers.*.", range(dims.layers)), model.within("layers.*.", where(kinds, "full_attention"))
+    attention(full, dims, out="out_proj")
+    norms(full, dims.head_dim, "self_attn.q_layernorm", "self_attn.k_layernorm")
+    short = model.within("layers.*.conv.", where(kinds, "conv"))
+    short.convolution("conv", (dims.hidden, 1, config.integer("conv_L_cache", default=3)), bias=bias)
+    short.linear("in_proj", dims.hidden, 3 * dims.hidden, bias=bias)
+    short.linear("out_proj", dims.hidden, dims.hidden, bias=bias)
+    layer.linear("feed_forward.w1", dims.hidden, width)
+    layer.linear("feed_forward.w3", dims.hidden, width)
+    layer.linear("feed_forward.w2", width, dims.hidden)
+    norms(layer, dims.hidden, "operator_norm", "ffn_norm")
+    rotary(model, config, dims.head_dim)
+    model.norm("embedding_norm", dims.hidden)
+    head(out, dims)
+
+
+def _width(config: Fields, dims: Dims) -> int:
+    """
+    Inner width of the MLP: two thirds of the given one, scaled and rounded up, unless the file says that it is final.
+
+    Source:
+        transformers@5.23.0, models/lfm2/modeling_lfm2.py, Lfm2MLP.__init__.
+    """
+    width = config.integer("block_ff_dim", default=dims.width)
+    if not config.flag("block_auto_adjust_ff_dim", default=True):
+        return width
+    width = int(config.number("block_ffn_dim_multiplier", default=1.0) * (2 * width // 3))
+    step = config.integer("block_multiple_of", default=256)
+    return step * -(-width // step)
+
+
+FAMILIES = {"lfm2": Family(table, needs="the short convolutions between the attention layers")}

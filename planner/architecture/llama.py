@@ -1,0 +1,111 @@
+"""Llama and the families with its layout: RMSNorm, grouped-query attention with rotary positions, SwiGLU."""
+
+from __future__ import annotations
+
+from planner.architecture.blocks import Dims, attention, gated_mlp, head, head_norms, norms, read_dims, rotary
+from planner.architecture.family import Family
+from planner.architecture.fields import Fields
+from planner.architecture.table import Table
+
+
+def layout(
+    config: Fields,
+    model: Table,
+    dims: Dims,
+    *,
+    bias: bool = False,
+    out_bias: bool | None = None,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+) -> Dims:
+    """
+    A decoder of Llama's layout, without its head.
+
+    Args:
+        config: The config of the decoder.
+        model: Where the decoder sits.
+        dims: Its sizes.
+        bias: Whether query, key and value have biases.
+        out_bias: Whether the output projection has one; None for as the others.
+        mlp_bias: Whether the MLP has biases.
+        qk_norm: Whether each head of query and key is normalised.
+
+    Source:
+        transformers@5.23.0, models/llama/modeling_llama.py, LlamaModel.
+    """
+    model.embedding("embed_tokens", dims.vocab, dims.hidden)
+    layer = model.within("layers.*.", range(dims.layers))
+    attention(layer, dims, bias=bias, out_bias=out_bias)
+    if qk_norm:
+        head_norms(layer, dims)
+    gated_mlp(layer, dims.hidden, dims.width, bias=mlp_bias)
+    norms(layer, dims.hidden, "input_layernorm", "post_attention_layernorm")
+    model.norm("norm", dims.hidden)
+    rotary(model, config, dims.head_dim)
+    return dims
+
+
+def llama_text(config: Fields, model: Table) -> Dims:
+    """LlamaModel."""
+    bias, mlp_bias = config.flag("attention_bias", default=False), config.flag("mlp_bias", default=False)
+    return layout(config, model, read_dims(config, strict=True), bias=bias, mlp_bias=mlp_bias)
+
+
+def mistral_text(config: Fields, model: Table) -> Dims:
+    """
+    MistralModel: no biases.
+
+    Source:
+        transformers@5.23.0, models/mistral/modeling_mistral.py, MistralModel.
+    """
+    return layout(config, model, read_dims(config, kv_heads=8))
+
+
+def granite_text(config: Fields, model: Table) -> Dims:
+    """
+    GraniteModel: Llama with multipliers, which are no tensors.
+
+    Source:
+        transformers@5.23.0, models/granite/modeling_granite.py, GraniteModel.
+    """
+    bias, mlp_bias = config.flag("attention_bias", default=False), config.flag("mlp_bias", default=False)
+    return layout(config, model, read_dims(config), bias=bias, mlp_bias=mlp_bias)
+
+
+def smollm3_text(config: Fields, model: Table) -> Dims:
+    """
+    SmolLM3Model: every fourth layer turns nothing, over the same tensors.
+
+    Source:
+        transformers@5.23.0, models/smollm3/modeling_smollm3.py, SmolLM3Model.
+    """
+    bias, mlp_bias = config.flag("attention_bias", default=False), config.flag("mlp_bias", default=False)
+    return layout(config, model, read_dims(config, kv_heads=4, tied=True), bias=bias, mlp_bias=mlp_bias)
+
+
+def llama(config: Fields, out: Table) -> None:
+    """LlamaForCausalLM."""
+    head(out, llama_text(config, out.within("model.")))
+
+
+def mistral(config: Fields, out: Table) -> None:
+    """MistralForCausalLM."""
+    head(out, mistral_text(config, out.within("model.")))
+
+
+def granite(config: Fields, out: Table) -> None:
+    """GraniteForCausalLM."""
+    head(out, granite_text(config, out.within("model.")))
+
+
+def smollm3(config: Fields, out: Table) -> None:
+    """SmolLM3ForCausalLM."""
+    head(out, smollm3_text(config, out.within("model.")))
+
+
+FAMILIES = {
+    "llama": Family(llama),
+    "mistral": Family(mistral),
+    "granite": Family(granite),
+    "smollm3": Family(smollm3),
+}

@@ -1,0 +1,51 @@
+"""OPT: learned positions, LayerNorms, biases everywhere, ReLU."""
+
+from __future__ import annotations
+
+from planner.architecture.blocks import whole_heads
+from planner.architecture.family import Family
+from planner.architecture.fields import Fields
+from planner.architecture.table import Table
+
+# OPTLearnedPositionalEmbedding begins its positions at 2.
+_POSITION_OFFSET = 2
+
+
+def opt(config: Fields, out: Table) -> None:
+    """
+    OPTForCausalLM: the 350M model has a narrower embedding, with projections in and out.
+
+    Source:
+        transformers@5.23.0, models/opt/modeling_opt.py, OPTForCausalLM.
+    """
+    hidden, layers = config.integer("hidden_size"), config.layers("num_hidden_layers")
+    whole_heads(config, hidden, config.integer("num_attention_heads"))
+    width, vocab = config.integer("ffn_dim"), config.integer("vocab_size")
+    narrow = config.integer("word_embed_proj_dim", default=hidden)
+    positions = config.integer("max_position_embeddings", default=2048)
+    bias = config.flag("enable_bias", default=True)
+    normed = config.flag("layer_norm_elementwise_affine", default=True)
+    before, removed = config.flag("do_layer_norm_before", default=True), config.flag("_remove_final_layer_norm", default=False)
+    tied = config.flag("tie_word_embeddings", default=True)
+
+    model = out.within("model.decoder.")
+    model.embedding("embed_tokens", vocab, narrow)
+    model.embedding("embed_positions", positions + _POSITION_OFFSET, hidden)
+    if narrow != hidden:
+        model.linear("project_out", hidden, narrow)
+        model.linear("project_in", narrow, hidden)
+    if before and not removed and normed:
+        model.norm("final_layer_norm", hidden, bias=True)
+    layer = model.within("layers.*.", range(layers))
+    for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
+        layer.linear(f"self_attn.{name}", hidden, hidden, bias=bias)
+    if normed:
+        layer.norm("self_attn_layer_norm", hidden, bias=True)
+    layer.linear("fc1", hidden, width, bias=bias)
+    layer.linear("fc2", width, hidden, bias=bias)
+    if normed:
+        layer.norm("final_layer_norm", hidden, bias=True)
+    out.linear("lm_head", narrow, vocab, tied_to="model.decoder.embed_tokens" if tied else None)
+
+
+FAMILIES = {"opt": Family(opt)}

@@ -1,0 +1,123 @@
+"""The application: which commands there are. A command's file is loaded when the command is named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from planner.errors import QplanError
+
+NAMES = ("estimate", "compare", "gpus", "models")
+
+# The base of what the parser raises: it is public under no name of its own, but BadParameter is, and this is its grandparent.
+ParserError: type[Any] = typer.BadParameter.__mro__[2]
+
+
+class Command(TyperCommand):
+    """
+    A command whose options are texts until the recipe reads them.
+
+    Typer builds a validator for each of some forty options, typed or not, and loads a validation library to do so; that takes
+    longer than the whole estimate. Texts and switches need none.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            param.process_value = _as_text(param)  # type: ignore[method-assign]
+
+
+def _as_text(param: Any) -> Any:
+    """The processing of one parameter without a validator."""
+    checked = param.process_value
+
+    def process(ctx: Any, value: Any) -> Any:
+        if param.callback is not None or (param.required and not value):
+            return checked(ctx, value)  # Typer's own way: it raises where something must not be missing
+        return list(value or ()) if param.nargs == -1 else value
+
+    return process
+
+
+class Commands(TyperGroup):
+    """The group of all commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of the help."""
+        return list(NAMES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, loaded now."""
+        if cmd_name not in NAMES:
+            return None
+        single = typer.Typer(add_completion=False)
+        single.command(cmd_name, cls=Command)(getattr(import_module(f"planner.cli.{cmd_name}"), cmd_name))
+        return get_command(single)
+
+
+def app(*, with_completion: bool = True) -> typer.Typer:
+    """The Typer application."""
+    group = typer.Typer(
+        name="qplan", cls=Commands, add_completion=with_completion, pretty_exceptions_enable=False,
+    )  # fmt: skip
+    group.callback(invoke_without_command=True)(_root)
+    return group
+
+
+def build(arguments: Sequence[str]) -> Any:
+    """The application, ready to run; the options that install completion are left out where a command is named."""
+    return get_command(app(with_completion=not (arguments and arguments[0] in NAMES)))
+
+
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> int:
+    """GPU memory planner for LLM fine-tuning: will it fit, on which card, and what to change."""
+    if version:
+        from planner import __version__
+        from planner.render import terminal
+
+        terminal.write([f"qplan {__version__}"])
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        raise QplanError(
+            f"no command was given; it must be one of {', '.join(NAMES)}",
+            hint="qplan estimate meta-llama/Llama-2-70b-hf --rank 16, or qplan --help",
+        )
+    return 0
+
+
+def explain(error: Any, arguments: Sequence[str]) -> tuple[str, str]:
+    """
+    What the parser found, as a message and a hint.
+
+    Args:
+        error: What it raised.
+        arguments: What was typed.
+    """
+    command = arguments[0] if arguments and arguments[0] in NAMES else None
+    help_ = f"qplan {command} --help" if command else "qplan --help"
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ == "NoSuchOption":
+        near = difflib.get_close_matches(str(option), _options(error.ctx), n=2) if error.ctx else []
+        known = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"there is no option {option}", f"{known}{help_} lists them"
+    if type(error).__name__ == "MissingParameter":
+        return "MODEL is missing; it must be a bundled id, a Hub id, a folder or a config.json", "qplan models lists what is bundled"
+    if command is None and arguments and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], NAMES, n=1, cutoff=0.5)
+        hint = f"did you mean qplan {near[0]}?" if near else f"to plan a model: qplan estimate {arguments[0]}"
+        return f"there is no command {arguments[0]}; it must be one of {', '.join(NAMES)}", hint
+    message = str(error.format_message()).rstrip(".")
+    return message[:1].lower() + message[1:], help_
+
+
+def _options(ctx: Any) -> list[str]:
+    return [option for param in ctx.command.get_params(ctx) for option in (*param.opts, *param.secondary_opts)]

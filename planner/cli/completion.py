@@ -1,0 +1,29 @@
+"""What the shell offers after a tab. Each function loads what it lists only when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def models(incomplete: str) -> list[str]:
+    """The bundled ids that begin so, in any case."""
+    import model_specs
+
+    return [id_ for id_ in model_specs.checkpoint_ids() if id_.lower().startswith(incomplete.lower())]
+
+
+def gpus(incomplete: str) -> list[str]:
+    """Names of cards that hold what was typed, in any case, without blanks."""
+    from planner import advice, catalog
+
+    names = (advice.short_name(card.name).replace(" ", "-") for card in catalog.list_devices())
+    return [name for name in dict.fromkeys(names) if incomplete.lower() in name.lower()]
+
+
+def choices(values: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """A completion of fixed values."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete

@@ -1,0 +1,154 @@
+"""
+The closed-form engine: formulas say how many bytes, the schedule says when, and no torch is needed.
+
+What rests in memory comes from `formulas`. The step is the family's decoder run on a `Tape` whose operations allocate what the
+real ones do; of layers that are alike the first and the last are run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.architecture import Fields, family_of
+from planner.architecture.decoder import Decoder
+from planner.device import Device
+from planner.dtypes import DType
+from planner.engines.resting import Resting, rest
+from planner.engines.step import run_step
+from planner.errors import UnsupportedModelError
+from planner.ledger import Allocation, Category, Ledger, Phase, Span
+from planner.preparation import Preparation, prepare
+from planner.recipe import Recipe
+from planner.spec import ModelSpec
+from planner.stack import Behaviours, Stack, behaviours
+from planner.unrolling import unroll
+
+DEFAULT_CAPABILITY = (8, 0)
+"""Compute capability that is assumed where no card is named: kernels and workspaces of Ampere."""
+
+
+@dataclass(frozen=True)
+class Trap:
+    """Memory that a run spends without saying so: how much, and why."""
+
+    name: str
+    nbytes: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """
+    What the engine found.
+
+    Attributes:
+        ledger: Every allocation and its lifetime.
+        steady_bytes: What stays allocated between steps, from the second step on.
+        num_quantized_parameters, num_trainable_parameters: Counts of elements.
+        paged_bytes: Optimizer state in CUDA managed memory.
+        host_ram_bytes: RAM of the process beside the card.
+        download_bytes: Size of the checkpoint's weights.
+        traps: What costs memory silently.
+        warnings: What the user should know about this answer.
+    """
+
+    ledger: Ledger
+    steady_bytes: int
+    num_quantized_parameters: int
+    num_trainable_parameters: int
+    paged_bytes: int
+    host_ram_bytes: int
+    download_bytes: int
+    traps: tuple[Trap, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None = None) -> Analysis:
+    """
+    The memory of a fine-tuning run, step by step.
+
+    Args:
+        spec: The checkpoint.
+        recipe: A resolved recipe.
+        stack: The library versions.
+        device: The card, for the kernels and workspaces it would use.
+
+    Raises:
+        UnsupportedModelError: The closed form does not know the family's step.
+        UnsupportedRecipeError: The real stack would refuse the recipe on this model.
+    """
+    capability = device.compute_capability if device else DEFAULT_CAPABILITY
+    known = behaviours(stack, recipe)
+    decoder = decoder_of(spec)
+    preparation = prepare(spec, recipe, known)
+    resting = rest(spec, preparation, recipe, capability)
+    tape = run_step(decoder, preparation, recipe, known, resting, capability)
+
+    prepared = resting.prepare_end
+    rows, spans = unroll(tape, prepared)
+    end = max(span.end for span in spans)
+    base = [row._replace(end=end) if row.end == 0 else row for row in resting.rows]
+    ledger = Ledger("analytic", (*base, *rows), (Span(Phase.PREPARE, 0, prepared), *spans))
+    return Analysis(
+        ledger=ledger,
+        steady_bytes=resting.steady_bytes,
+        num_quantized_parameters=preparation.num_quantized_parameters,
+        num_trainable_parameters=preparation.num_trainable_parameters,
+        paged_bytes=resting.managed_bytes,
+        host_ram_bytes=resting.host_bytes,
+        download_bytes=spec.num_parameters * spec.dtype.num_bytes,
+        traps=_traps(spec, preparation, recipe, known),
+    )
+
+
+def decoder_of(spec: ModelSpec) -> Decoder:
+    """
+    The structure of a spec's text decoder.
+
+    Raises:
+        UnsupportedModelError: The closed form does not know how this family steps.
+    """
+    family = family_of(spec.model_type)
+    if family.decoder is None:
+        needs = family.needs or "its layers' forward pass"
+        raise UnsupportedModelError(
+            f"{spec.id} is a `{spec.model_type}`, whose training step the closed form does not know yet: it needs {needs}",
+            hint="its weights are known: `qplan models` shows them; another engine is needed for its step",
+        )
+    return family.decoder(Fields(spec.config))
+
+
+def _traps(spec: ModelSpec, preparation: Preparation, recipe: Recipe, known: Behaviours) -> tuple[Trap, ...]:
+    """What this recipe spends without saying so, largest first."""
+    traps = []
+    upcast: dict[str, int] = {}
+    left: int = 0
+    for row in preparation.modules:
+        numel = row.count * row.module.weight_numel
+        if row.upcast_from is not None and not row.module.tied_to:
+            kind = _upcast_kind(row.module.name)
+            upcast[kind] = upcast.get(kind, 0) + numel * (row.dtype.num_bytes - row.upcast_from.num_bytes)
+        if recipe.is_quantized and row.quantization is None and row.module.kind.value == "experts":
+            left += numel * row.dtype.num_bytes
+    for kind, nbytes in upcast.items():
+        traps.append(Trap(f"fp32 upcast of {kind}", nbytes, "prepare_model_for_kbit_training casts every 16-bit parameter to fp32"))
+    if left:
+        traps.append(
+            Trap("experts left unquantised", left, "bitsandbytes replaces nn.Linear only; fused experts are bare parameters and stay dense")
+        )
+    if recipe.method != "full" and recipe.dtype == "fp16" and recipe.mixed_precision == "bf16":
+        traps.append(Trap("fp16 base under bf16 autocast", 0, "fp16 + bf16 promotes the residual stream to fp32; pass --dtype bf16"))
+    return tuple(sorted((t for t in traps if t.nbytes or "autocast" in t.name), key=lambda t: -t.nbytes))
+
+
+def _upcast_kind(name: str) -> str:
+    last = name.rsplit(".", 1)[-1]
+    if "head" in last or last in ("embed_out", "output"):
+        return "the head"
+    if "embed" in name or last in ("wte", "wpe", "word_embeddings"):
+        return "the embeddings"
+    if "expert" in name:
+        return "the experts"
+    return "norms and the rest"
+
+

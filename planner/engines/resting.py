@@ -1,0 +1,139 @@
+"""What rests on the card: weights, adapters, buffers, optimizer states, workspaces. Exact to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from planner.dtypes import DType
+from planner.formulas.blocks import allocated
+from planner.formulas.optimizer import VARIANTS, Parameter, shared_states, states
+from planner.formulas.weights import DYNAMIC_MAP, four_bit_loading, four_bit_weight, int8_loading, int8_weight
+from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
+from planner.ledger import Allocation, Category
+from planner.preparation import Preparation, PreparedModule
+from planner.recipe import Recipe
+from planner.spec import ModelSpec
+
+
+@dataclass
+class Resting:
+    """
+    What stays, as rows that begin while the model is prepared (step 0 or 1) and end with the ledger (end 0 stands for that).
+
+    Attributes:
+        rows: The rows.
+        trainables: Every trained tensor, with how often it occurs.
+        steady_bytes: Allocated between steps, from the second on.
+        managed_bytes: Optimizer state in CUDA managed memory.
+        host_bytes: Optimizer state on the host.
+        prepare_end: The first step after the preparation.
+    """
+
+    rows: list[Allocation] = field(default_factory=list)
+    trainables: list[tuple[Parameter, int]] = field(default_factory=list)
+    steady_bytes: int = 0
+    managed_bytes: int = 0
+    host_bytes: int = 0
+    prepare_end: int = 2
+
+    def add(self, name: str, category: Category, nbytes: int, count: int = 1, formula: str = "", begin: int = 0) -> None:
+        """`count` tensors of `nbytes` each, rounded one by one."""
+        if nbytes:
+            total = count * allocated(nbytes)
+            self.rows.append(Allocation(name, category, total, begin, 0, formula))
+            self.steady_bytes += total
+
+
+def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, capability: tuple[int, int]) -> Resting:
+    """
+    Everything that lives from step to step, and the largest transient of the preparation.
+
+    Args:
+        spec: The checkpoint, for its buffers.
+        preparation: Its modules as the recipe leaves them.
+        recipe: The resolved recipe.
+        capability: Of the card.
+    """
+    out = Resting()
+    transient = 0
+    for row in preparation.modules:
+        transient = max(transient, _add_weight(out, row, recipe))
+        _add_adapter(out, row)
+    if recipe.is_quantized and recipe.double_quant and recipe.quantization != "int8":
+        out.add("bitsandbytes: shared dynamic map", Category.QUANT_STATE, DYNAMIC_MAP.nbytes, formula="256 fp32")
+    for buffer in spec.buffers:
+        dtype = buffer.dtype or DType(recipe.dtype)
+        out.add(buffer.name, Category.BUFFER, buffer.numel * dtype.num_bytes, buffer.count, f"{buffer.shape} {dtype}")
+    if transient:
+        out.rows.append(Allocation("largest tensor while it is prepared", Category.TEMPORARY, transient, 1, 2))
+    _add_states(out, recipe)
+    for thread in PRODUCT_THREADS:
+        out.add(f"cuBLAS workspace of the {thread} thread", Category.WORKSPACE, cublas_workspace(capability[0]), begin=2)
+    return out
+
+
+def _add_weight(out: Resting, row: PreparedModule, recipe: Recipe) -> int:
+    """The module's own tensors; returns the bytes that live beside them at the worst moment of loading or casting one."""
+    module, count, transient = row.module, row.count, 0
+    n = module.weight_numel
+    if row.quantization in ("nf4", "fp4"):
+        for tensor in four_bit_weight(n, double_quant=recipe.double_quant):
+            category = Category.PARAMETER if tensor.name == "weight" else Category.QUANT_STATE
+            out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, count, f"n = {n:,}")
+        loading = four_bit_loading(n, DType(recipe.dtype), double_quant=recipe.double_quant)
+        transient = sum(allocated(t.nbytes) for t in loading)
+    elif row.quantization == "int8":
+        for tensor in int8_weight(module.out_features, module.in_features):
+            category = Category.PARAMETER if tensor.name == "weight" else Category.QUANT_STATE
+            out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, count, f"n = {n:,}")
+        transient = sum(allocated(t.nbytes) for t in int8_loading(n, DType(recipe.dtype)))
+    elif not module.tied_to:
+        out.add(f"{module.name}: weight", Category.PARAMETER, n * row.dtype.num_bytes, count, f"{module.shape} {row.dtype}")
+        if row.upcast_from is not None:
+            transient = allocated(n * row.upcast_from.num_bytes)
+    if module.bias:
+        out.add(f"{module.name}: bias", Category.PARAMETER, module.bias * row.bias_dtype.num_bytes, count, f"({module.bias},)")
+    if row.trainable:
+        if not module.tied_to:
+            out.trainables.append((Parameter(module.shape, row.dtype), count))
+        if module.bias:
+            out.trainables.append((Parameter((module.bias,), row.bias_dtype), count))
+    if row.saved_copy is not None:
+        for shape in (module.shape, (module.bias,)):
+            _add_trained(out, f"{module.name}: trained copy", shape, row.saved_copy, count)
+    return transient
+
+
+def _add_adapter(out: Resting, row: PreparedModule) -> None:
+    adapter = row.adapter
+    if adapter is None:
+        return
+    name = row.module.name
+    _add_trained(out, f"{name}: lora_A", adapter.a_shape, adapter.dtype, row.count)
+    _add_trained(out, f"{name}: lora_B", adapter.b_shape, adapter.dtype, row.count)
+    if adapter.has_magnitude:
+        _add_trained(out, f"{name}: lora_magnitude_vector", (adapter.magnitude,), adapter.magnitude_dtype, row.count)
+
+
+def _add_trained(out: Resting, name: str, shape: tuple[int, ...], dtype: DType, count: int) -> None:
+    parameter = Parameter(shape, dtype)
+    if parameter.numel:
+        out.add(name, Category.ADAPTER, parameter.nbytes, count, f"{shape} {dtype}")
+        out.trainables.append((parameter, count))
+
+
+def _add_states(out: Resting, recipe: Recipe) -> None:
+    """Optimizer states of every trained tensor: what is on the card, in managed memory, and on the host."""
+    variant = VARIANTS[str(recipe.optim)]
+    sums: dict[str, int] = {}
+    for parameter, count in out.trainables:
+        for state in states(variant, parameter):
+            sums[state.name] = sums.get(state.name, 0) + count * allocated(state.device_bytes)
+            out.managed_bytes += count * state.managed_bytes
+            out.host_bytes += count * state.host_bytes
+    for state in shared_states(variant, (parameter for parameter, _ in out.trainables)):
+        sums[state.name] = sums.get(state.name, 0) + allocated(state.device_bytes)
+    for name, nbytes in sums.items():
+        out.add(f"optimizer: {name}", Category.OPTIMIZER_STATE, nbytes, begin=2, formula=str(recipe.optim))
+
+

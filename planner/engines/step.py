@@ -1,0 +1,329 @@
+"""One training step on a tape: the decoder with the modules as the recipe leaves them, its loss, backward and the optimizer."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from planner.architecture.decoder import Decoder, Layer, NormSpec
+from planner.dtypes import DType
+from planner.engines.resting import Resting
+from planner.formulas.blocks import total_allocated
+from planner.formulas.four_bit_kernel import reads_packed_weight
+from planner.formulas.gradients import clip_grad_norm
+from planner.formulas.optimizer import VARIANTS, Parameter, step_temporaries
+from planner.ledger import Category, Phase
+from planner.operations.attention import Positions
+from planner.operations.decoder import Batch, Weights, decoder_layer, normalise, rotary_tables
+from planner.operations.elementwise import add_constant, dropout, scale
+from planner.operations.head import chunked_loss, full_loss, logits
+from planner.operations.linear import Linear, Lora
+from planner.operations.norm import Norm
+from planner.preparation import Preparation, PreparedModule
+from planner.recipe import Recipe
+from planner.schedule import Storage, Tape, Tensor
+from planner.spec import ModuleKind
+from planner.stack import Behaviours
+
+
+def run_step(
+    decoder: Decoder, preparation: Preparation, recipe: Recipe, known: Behaviours, resting: Resting, capability: tuple[int, int]
+) -> Tape:
+    """
+    The tape of a steady step: forward, backward, optimizer.
+
+    Args:
+        decoder: The family's structure.
+        preparation: Its modules.
+        recipe: The resolved recipe.
+        known: What the stack does.
+        resting: For what the optimizer walks over.
+        capability: Of the card.
+    """
+    return _Step(decoder, preparation, recipe, known, capability).run(resting)
+
+
+class _Step:
+    def __init__(
+        self, decoder: Decoder, preparation: Preparation, recipe: Recipe, known: Behaviours, capability: tuple[int, int]
+    ) -> None:
+        self.decoder, self.preparation, self.recipe, self.known = decoder, preparation, recipe, known
+        self.capability = capability
+        self.t = Tape()
+        self.tokens = recipe.tokens
+        self.autocast = None if recipe.mixed_precision == "no" else DType(recipe.mixed_precision)
+        self.leaves: list[Tensor] = []
+        self.owners: dict[str, Tensor] = {}  # weights outside the layers, by the module that owns them
+
+    def run(self, resting: Resting) -> Tape:
+        t, recipe = self.t, self.recipe
+        inputs = [Storage(t, 8 * self.tokens, name, Category.INPUT) for name in ("input ids", "labels", "attention mask")]
+        with t.phase(Phase.FORWARD):
+            loss, output = self.forward()
+        with t.phase(Phase.BACKWARD):
+            t.category = Category.TEMPORARY
+            t.backward(loss, t.new(1, DType.FP32, "gradient of the loss"))
+            del loss
+            t.free_graph()
+        with t.phase(Phase.OPTIMIZER_STEP):
+            self.optimizer_step(resting)
+        del output, inputs
+        return t
+
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        """The loss, and the output where the entry point keeps it alive."""
+        t, decoder, recipe = self.t, self.decoder, self.recipe
+        head = self.linear_of(self.at(decoder.head, None))
+        output: Tensor | None = None
+        with t.autocasting(self.autocast) if self.autocast else nullcontext():
+            hidden = self.backbone()
+            if recipe.loss == "chunked":
+                loss = chunked_loss(t, hidden, head, sequences=recipe.batch_size, vocab=decoder.vocab_size)
+            else:
+                output = logits(t, hidden, head, softcap=decoder.logit_softcap, scaled=decoder.logit_scale)
+                shifts = self.known.loss_extra_copies > 0
+                loss = full_loss(t, output, self.tokens, decoder.vocab_size, shifts_logits=shifts)
+            del hidden
+        if output is not None:
+            if self.autocast and self.known.outputs_to_fp32:
+                t.category = Category.LOGITS
+                output = t.cast(output.detach(), DType.FP32, "logits copied to fp32 on their way out")
+                t.category = Category.ACTIVATION
+            if not self.known.output_alive_in_backward:
+                output = None
+        return loss, output
+
+    def backbone(self) -> Tensor:
+        """Embedding, layers, final norm."""
+        t, decoder = self.t, self.decoder
+        x = self.embed()
+        positions = self.positions(x)
+        for region, repeat, index in self.schedule(x.requires_grad):
+            x = self.run_layer(region, repeat, x, index, positions)
+        if decoder.norm is not None:
+            x = normalise(t, decoder.norm, x, self.outer_norm(decoder.norm))
+        return x
+
+    def embed(self) -> Tensor:
+        """
+        Token (and position) embedding. Its output needs a gradient if it is trained, or if checkpointing made the trainer ask for one.
+
+        Source:
+            transformers@5.23.0, modeling_utils.py, enable_input_require_grads.
+        """
+        t, decoder = self.t, self.decoder
+        embedding = self.at(decoder.embedding, None)
+        table = self.owned(embedding)
+        x = self.looked_up(table, decoder.hidden_size)
+        if decoder.embedding_scale:
+            x = scale(t, x, "scaled embedding")
+        if decoder.positions:
+            position = self.at(decoder.positions, None)
+            places = self.leaf(position.module.weight_numel, position.dtype, position.trainable)
+            positions = self.looked_up(places, decoder.hidden_size, self.recipe.seq_len)
+            x = add_constant(t, x, name="embedding with positions")
+            del positions
+        if decoder.embedding_norm is not None:
+            x = normalise(t, decoder.embedding_norm, x, self.outer_norm(decoder.embedding_norm))
+        x = dropout(t, x, decoder.dropout)
+        if self.recipe.gradient_checkpointing and not x.requires_grad:
+            x.requires_grad = True
+        return x
+
+    def looked_up(self, table: Tensor, width: int, rows: int | None = None) -> Tensor:
+        """nn.Embedding: a row a token; its backward makes a gradient of the whole table."""
+        t = self.t
+        x = t.new((rows or self.tokens) * width, table.dtype, "embedding")
+        if t.tracks(table):
+            numel = table.numel
+            t.record(x, (table,), None, lambda t, grads, saved: (t.new(numel, table.dtype, "gradient of the embedding"),))
+        return x
+
+    def positions(self, x: Tensor) -> Positions:
+        """What is computed once for all layers: position ids, the mask, cosines and sines."""
+        t, recipe, decoder = self.t, self.recipe, self.decoder
+        S = recipe.seq_len
+        ids = t.new(S, DType.INT64, "position ids", Category.INPUT)
+        mask = self.mask(x.dtype)
+        out = Positions(mask=mask)
+        if decoder.rotary_dim:
+            out.cos, out.sin = rotary_tables(t, S, decoder.rotary_dim, x.dtype)
+        self.kept_positions = [ids] + [rotary_tables(t, S, decoder.rotary_dim, x.dtype) for _ in range(decoder.rotary_tables - 1)]
+        return out
+
+    def mask(self, dtype: DType) -> Tensor | None:
+        """
+        The attention mask that the model builds: none where sdpa can be causal by itself, else bool (sdpa) or in the hidden dtype (eager).
+
+        Source:
+            transformers@5.23.0, masking_utils.py, sdpa_mask, eager_mask, _ignore_causal_mask_sdpa.
+        """
+        recipe, t = self.recipe, self.t
+        scores = recipe.seq_len * recipe.seq_len
+        if self.kernel_name() == "eager":
+            batch = recipe.batch_size if recipe.padding else 1
+            boolean = t.new(batch * scores, DType.BOOL, "causal mask", Category.INPUT)
+            mask = t.new(batch * scores, dtype, "causal mask", Category.INPUT)
+            del boolean
+            return mask
+        if recipe.attn == "sdpa" and recipe.padding:
+            return t.new(recipe.batch_size * scores, DType.BOOL, "padding mask", Category.INPUT)
+        return None
+
+    def kernel_name(self, head_dim: int = 0) -> str:
+        """
+        The attention kernel that CUDA would run.
+
+        Source:
+            torch@2.13.0, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash needs sm80, half types, no mask, at most 256 a head.
+        """
+        recipe = self.recipe
+        if recipe.attn != "sdpa":
+            return str(recipe.attn)
+        half = self.autocast is not None or recipe.dtype != "fp32" and not recipe.kbit_prepare or recipe.compute_dtype != "fp32"
+        flash = not recipe.padding and half and head_dim <= 256 and self.capability >= (8, 0)
+        return "flash" if flash else "efficient"
+
+    def schedule(self, input_needs_grad: bool) -> list[tuple[int, int, int]]:
+        """
+        Which layers to run: (kind, how often it occurs, index of a layer of that kind), first instances before last ones.
+
+        Without a gradient into the embedding the first layer saves less than its siblings, and is a kind of its own.
+        """
+        counts: dict[tuple[object, ...], list[int]] = {}
+        for i, layer in enumerate(self.decoder.layers):
+            alone = i == 0 and not input_needs_grad
+            key = (id(layer), alone, *self.variants(i))
+            counts.setdefault(key, []).append(i)
+        kinds = list(counts.values())
+        firsts = [(kind, len(layers), layers[0]) for kind, layers in enumerate(kinds)]
+        lasts = [(kind, len(layers), layers[-1]) for kind, layers in enumerate(kinds) if len(layers) > 1]
+        return firsts + lasts
+
+    def variants(self, layer: int) -> tuple[int, ...]:
+        """Which of its rows each name of a layer has, where a name has several: layers that differ there are different kinds."""
+        prefix = self.decoder.layer_prefix
+        found = []
+        for name, rows in self.preparation.by_name.items():
+            if len(rows) > 1 and name.startswith(prefix):
+                found.append(next((i for i, r in enumerate(rows) if r.module.layers and layer in r.module.layers), -1))
+        return tuple(found)
+
+    def run_layer(self, region: int, repeat: int, x: Tensor, index: int, positions: Positions) -> Tensor:
+        t, recipe = self.t, self.recipe
+        layer = self.decoder.layers[index]
+        weights = self.weights(layer, index)
+        batch = Batch(recipe.batch_size, recipe.seq_len, self.kernel_name(layer.attention.head_dim))
+
+        def forward(x: Tensor) -> Tensor:
+            return decoder_layer(t, x, layer, weights, batch, positions)
+
+        with t.region(region, repeat):
+            if recipe.gradient_checkpointing:
+                return t.checkpoint(forward, x, reentrant=bool(recipe.use_reentrant))
+            return forward(x)
+
+    def weights(self, layer: Layer, index: int) -> Weights:
+        """The modules of one layer, fresh: each instance has its own gradients."""
+        prefix = self.decoder.layer_prefix
+        linears, norms = {}, {}
+        for name, rows in self.preparation.by_name.items():
+            if not name.startswith(prefix):
+                continue
+            row = rows[0] if len(rows) == 1 else self.at(name, index)
+            if row.module.layers is None or index not in row.module.layers:
+                continue
+            short = name[len(prefix) :]
+            if row.module.kind in (ModuleKind.LINEAR, ModuleKind.LINEAR_SUBCLASS, ModuleKind.CONV1D):
+                linears[short] = self.linear_of(row)
+        for spec in (*layer.norms, layer.attention.q_norm, layer.attention.k_norm):
+            if spec is not None and spec.name:
+                norms[spec.name] = self.norm_of(self.at(prefix + spec.name, index), spec.kind, spec.width)
+        return Weights(linears, norms)
+
+    def linear_of(self, row: PreparedModule) -> Linear:
+        """A linear with its leaves."""
+        module, recipe = row.module, self.recipe
+        bias = self.leaf(module.bias, row.bias_dtype, row.trainable) if module.bias else None
+        compute = DType(recipe.compute_dtype)
+        fused = row.quantization in ("nf4", "fp4") and reads_packed_weight(
+            self.tokens, module.out_features, module.in_features, compute, self.capability
+        )
+        return Linear(
+            inputs=module.in_features,
+            outputs=module.out_features,
+            weight=self.owned(row),
+            bias=bias,
+            quantization=row.quantization,
+            quant_dtype=row.dtype,
+            compute_dtype=compute,
+            nested=recipe.double_quant,
+            fused_tokens=self.tokens if fused else 0,
+            lora=self.lora_of(row),
+        )
+
+    def lora_of(self, row: PreparedModule) -> Lora | None:
+        adapter = row.adapter
+        if adapter is None:
+            return None
+        a = self.leaf(adapter.a_shape[0] * adapter.a_shape[1], adapter.dtype, True)
+        b = self.leaf(adapter.b_shape[0] * adapter.b_shape[1], adapter.dtype, True)
+        magnitude = self.leaf(adapter.magnitude, adapter.magnitude_dtype, True) if adapter.has_magnitude else None
+        return Lora(adapter.rank, a, b, self.recipe.dropout, magnitude)
+
+    def owned(self, row: PreparedModule) -> Tensor:
+        """The weight; a tied one is its owner's, so that both gradients meet in one tensor."""
+        module = row.module
+        if module.layers is not None:
+            return self.leaf(module.weight_numel, row.dtype, row.trainable)
+        name = module.tied_to or module.name
+        if name not in self.owners:
+            trained = row.trainable or row.saved_copy is not None
+            self.owners[name] = self.leaf(module.weight_numel, row.saved_copy or row.dtype, trained)
+        return self.owners[name]
+
+    def leaf(self, numel: int, dtype: DType, trainable: bool) -> Tensor:
+        """A parameter: it rests outside the tape. Trained ones keep the gradient of earlier micro-batches."""
+        leaf = Tensor(None, numel, dtype, trainable)
+        if trainable:
+            self.leaves.append(leaf)
+            if self.recipe.grad_accum > 1:
+                leaf.grad = Tensor(Storage(self.t, numel * dtype.num_bytes, "accumulated gradient", Category.GRADIENT), numel, dtype)
+        return leaf
+
+    def outer_norm(self, spec: NormSpec) -> Weights:
+        """The one norm outside the layers, as `normalise` looks for it."""
+        if not spec.name:
+            return Weights({}, {})
+        return Weights({}, {spec.name: self.norm_of(self.at(spec.name, None), spec.kind, spec.width)})
+
+    def norm_of(self, row: PreparedModule, kind: str, width: int) -> Norm:
+        weight = self.leaf(row.module.weight_numel, row.dtype, row.trainable)
+        bias = self.leaf(row.module.bias, row.bias_dtype, row.trainable) if row.module.bias else None
+        return Norm(kind, width or row.module.weight_numel, weight, bias)
+
+    def at(self, name: str, layer: int | None) -> PreparedModule:
+        row = self.preparation.at(name, layer)
+        assert row is not None, f"{name} is not in the module table"
+        return row
+
+    def optimizer_step(self, resting: Resting) -> None:
+        """Clipping, the step, and the end of the gradients (`zero_grad(set_to_none=True)`)."""
+        t, recipe = self.t, self.recipe
+        if recipe.max_grad_norm:
+            numels = [parameter.numel for parameter, _ in resting.trainables]
+            count = sum(count for _, count in resting.trainables)
+            first, second = clip_grad_norm(numels, resting.trainables[0][0].dtype)
+            more = (count - len(numels)) * 512  # a norm is one block, and there are as many as gradients
+            for moment in (first, second):
+                held = Storage(t, total_allocated(moment) + more, "gradient norms", Category.TEMPORARY)
+                del held
+        variant = VARIANTS[str(recipe.optim)]
+        group: list[Parameter] = []
+        for parameter, count in resting.trainables:
+            group.extend([parameter] * count)
+        temporaries = step_temporaries(variant, [group])
+        if temporaries:
+            step = Storage(t, temporaries, f"{recipe.optim} step", Category.TEMPORARY)
+            del step
+        for leaf in self.leaves:
+            leaf.grad = None

@@ -1,0 +1,243 @@
+"""
+Attention between its projections: positions, then scores by one of three kernels.
+
+Shapes: q [B, H, S, h]; k and v [B, K, S, h] with K key/value heads. Only element counts matter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.dtypes import DType
+from planner.operations.elementwise import (
+    Grads,
+    add,
+    add_constant,
+    concatenate,
+    copy,
+    mul_broadcast,
+    negative,
+    part,
+    repeat,
+    scale,
+)
+from planner.schedule import Saved, Tape, Tensor
+from planner.units import round_up
+
+
+@dataclass(frozen=True)
+class Shape:
+    """
+    The sizes of one attention.
+
+    Attributes:
+        batch, length: B sequences of S tokens.
+        heads, kv_heads: H query heads and K key/value heads.
+        head_dim: Width of a query and key head.
+        value_dim: Width of a value head.
+    """
+
+    batch: int
+    length: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+
+    @property
+    def tokens(self) -> int:
+        """B * S."""
+        return self.batch * self.length
+
+    @property
+    def scores(self) -> int:
+        """Elements of the score matrix, B * H * S * S."""
+        return self.batch * self.heads * self.length * self.length
+
+    @property
+    def groups(self) -> int:
+        """Query heads to one key/value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass
+class Positions:
+    """What a model computes once for all its layers: rotary cosines and sines, and the mask."""
+
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def rotate(t: Tape, x: Tensor, positions: Positions, rotary_numel: int) -> Tensor:
+    """
+    Rotary position embedding over the first `rotary_numel` elements: x * cos + rotate_half(x) * sin.
+
+    Source:
+        transformers@5.23.0, models/llama/modeling_llama.py, apply_rotary_pos_emb, rotate_half; partial: models/gpt_neox.
+    """
+    if positions.cos is None:
+        return x
+    if rotary_numel == x.numel:
+        return _rotate(t, x, positions)
+    rotated, rest = part(t, x, rotary_numel), part(t, x, x.numel - rotary_numel)
+    rotated = _rotate(t, rotated, positions)
+    return concatenate(t, (rotated, rest), "partly rotated")
+
+
+def _rotate(t: Tape, x: Tensor, positions: Positions) -> Tensor:
+    assert positions.cos is not None and positions.sin is not None
+    return add(t, mul_broadcast(t, x, positions.cos), mul_broadcast(t, _rotate_half(t, x), positions.sin), "rotated")
+
+
+def _rotate_half(t: Tape, x: Tensor) -> Tensor:
+    first, second = part(t, x, x.numel // 2), part(t, x, x.numel // 2)
+    return concatenate(t, (negative(t, second), first), "half rotated")
+
+
+def attend(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, kernel: str, softcap: bool = False) -> Tensor:
+    """Softmax(q k^T) v by `eager`, `efficient`, `flash` (PyTorch's) or `flash_attention_2` (the package)."""
+    if kernel == "eager":
+        return _eager(t, q, k, v, shape, positions, softcap)
+    if kernel == "efficient":
+        return _efficient(t, q, k, v, shape, positions)
+    if kernel == "flash_attention_2":
+        if q.dtype is DType.FP32 and t.autocast is not None:  # modeling_flash_attention_utils.fa_peft_integration_check
+            q, k, v = (t.cast(x, t.autocast, "attention input") for x in (q, k, v))
+    return _flash(t, q, k, v, shape)
+
+
+def _flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
+    """
+    FlashAttention-2 in PyTorch: keeps q, k, v, the output and a log-sum-exp a query; its backward needs fp32 room for dq.
+
+    Source:
+        torch@2.13.0, aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_fwd and mha_bwd.
+    """
+    q, k, v = t.lower(q), t.lower(k), t.lower(v)
+    out = t.new(shape.tokens * shape.heads * shape.value_dim, q.dtype, "attention output")
+    lse = t.new(shape.tokens * shape.heads, DType.FP32, "log-sum-exp")
+    seed, offset = t.new(2, DType.INT64, "random state"), t.new(1, DType.INT64, "random state")
+    if t.tracks(q, k, v):
+        rows = shape.batch * round_up(shape.length, 128) * shape.heads
+        width = round_up(shape.head_dim, 32) if shape.head_dim <= 128 else round_up(shape.head_dim, 64)
+        expanded = 2 * shape.tokens * shape.heads * shape.head_dim if shape.groups > 1 else 0
+        room = (4 * rows, 4 * rows * width, *((expanded, expanded) if shape.groups > 1 else ()))
+        t.record(out, (q, k, v), t.save(q, k, v, out, lse, seed, offset), _KernelBackward(q, k, v, room))
+    return out
+
+
+def _efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions) -> Tensor:
+    """
+    Memory-efficient attention: knows no grouped heads, so keys and values are expanded first; a mask becomes a bias of its own.
+
+    Source:
+        torch@2.13.0, aten/src/ATen/native/transformers/cuda/attention.cu and attention_backward.cu; the bias:
+        native/transformers/attention.cpp, convert_boolean_attn_mask.
+    """
+    if positions.mask is not None:  # transformers expands where there is a mask, before autocast sees the operands
+        k, v = repeat(t, k, shape.groups), repeat(t, v, shape.groups)
+        q, k, v = t.lower(q), t.lower(k), t.lower(v)
+    else:
+        q, k, v = t.lower(q), t.lower(k), t.lower(v)
+        k, v = repeat(t, k, shape.groups), repeat(t, v, shape.groups)
+    bias = None
+    if positions.mask is not None:
+        bias = t.new(positions.mask.numel, q.dtype, "attention bias")
+        inverted = t.new(positions.mask.numel, DType.BOOL, "inverted mask")
+        del inverted
+    out = t.new(shape.tokens * shape.heads * shape.value_dim, q.dtype, "attention output")
+    lse = t.new(shape.batch * shape.heads * round_up(shape.length, 32), DType.FP32, "log-sum-exp")
+    seed, offset = t.new(1, DType.INT64, "random state"), t.new(1, DType.INT64, "random state")
+    if t.tracks(q, k, v):
+        delta = 4 * shape.tokens * shape.heads
+        room = 4 * shape.batch * round_up(shape.length, 128) * shape.heads * round_up(shape.head_dim, 64)
+        t.record(out, (q, k, v), t.save(q, k, v, bias, out, lse, seed, offset), _KernelBackward(q, k, v, (delta, room)))
+    return out
+
+
+class _KernelBackward:
+    """One kernel that makes the three gradients and uses some room meanwhile."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, room: tuple[int, ...]) -> None:
+        self.sizes = [(x.numel, x.dtype) if x.requires_grad else None for x in (q, k, v)]
+        self.room = room
+
+    def __call__(self, t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+        made = [None if s is None else t.new(s[0], s[1], "attention gradient") for s in self.sizes]
+        t.scratch("attention backward workspace", *self.room)
+        return made
+
+
+def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, softcap: bool) -> Tensor:
+    """
+    Scores as a tensor: product, scaling, mask, fp32 softmax, cast back, product with the values.
+
+    Source:
+        transformers@5.23.0, models/llama/modeling_llama.py, eager_attention_forward; softcap: models/gemma2.
+    """
+    k, v = repeat(t, k, shape.groups), repeat(t, v, shape.groups)
+    weights = scale(t, _batched(t, q, k, shape, shape.scores, strided=(True, shape.groups == 1)), "scaled scores")
+    if softcap:
+        from planner.operations.elementwise import activation_of_result
+
+        weights = scale(t, weights)
+        weights = activation_of_result(t, weights, "tanh")
+        weights = scale(t, weights)
+    if positions.mask is not None:
+        weights = add_constant(t, weights, name="masked scores")
+    weights = t.cast(_softmax(t, weights, DType.FP32), q.dtype, "attention weights")
+    out = _batched(t, weights, v, shape, shape.tokens * shape.heads * shape.value_dim, strided=(False, shape.groups == 1))
+    return copy(t, out, "attention output")
+
+
+def _batched(t: Tape, a: Tensor, b: Tensor, shape: Shape, numel: int, strided: tuple[bool, bool]) -> Tensor:
+    """
+    torch.matmul of 4-D operands: folded to bmm. An operand whose heads lie inside its tokens (strided) cannot be folded as a view
+    for a batch above one, and is copied; bmm saves what it was given.
+    """
+    a, b = t.lower(a), t.lower(b)
+    if shape.batch > 1:
+        a = copy(t, a, "folded operand") if strided[0] else a
+        b = copy(t, b, "folded operand") if strided[1] else b
+    tracked = t.tracks(a, b)
+    saved = t.save(a if b.requires_grad else None, b if a.requires_grad else None) if tracked else None
+    out = t.new(numel, a.dtype, "batched product")
+    if tracked:
+        sizes = [x.numel if x.requires_grad else None for x in (a, b)]
+
+        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+            g = grads[0]
+            assert g is not None
+            return [None if n is None else t.new(n, g.dtype, "gradient of a product") for n in sizes]
+
+        t.record(out, (a, b), saved, backward)
+    return out
+
+
+def _softmax(t: Tape, x: Tensor, dtype: DType) -> Tensor:
+    """
+    softmax(x, dtype=fp32): bf16 is copied to fp32 first, fp16 is read as it is. Its backward makes `grad * output` inside the kernel.
+
+    Source:
+        torch@2.13.0, aten/src/ATen/native/SoftMax.cpp softmax; native/cuda/SoftMax.cu softmax_backward_cuda_out.
+    """
+    given = x.dtype
+    if given is not DType.FP16:
+        x = t.cast(x, dtype, "scores in fp32")
+    out = t.new(x.numel, dtype, "softmax")
+    if t.tracks(x):
+        result = x.dtype
+
+        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+            g = grads[0]
+            assert g is not None
+            made = t.new(g.numel, result, "gradient of scores")
+            t.scratch("softmax backward workspace", g.numel * g.dtype.num_bytes)
+            return (made,)
+
+        t.record(out, (x,), t.save(out), backward)
+    return out
+
+

@@ -1,0 +1,222 @@
+"""
+A decoder's forward pass on a tape, block by block as the modeling code runs it.
+
+Local names are kept and dropped where the original keeps and drops them: that is what frees tensors at the right moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
+from planner.dtypes import DType
+from planner.operations.attention import Positions, Shape, attend, rotate
+from planner.operations.elementwise import act_fn, add, dropout, mul, part, scale, split
+from planner.operations.linear import Linear, linear
+from planner.operations.moe import moe
+from planner.operations.norm import Norm, norm
+from planner.schedule import Tape, Tensor
+
+
+@dataclass
+class Weights:
+    """The modules of one layer, by their paths below it."""
+
+    linears: dict[str, Linear]
+    norms: dict[str, Norm]
+
+
+@dataclass
+class Batch:
+    """
+    What the step is fed.
+
+    Attributes:
+        size, length: B sequences of S tokens.
+        kernel: The attention kernel, as in `planner.operations.attention.attend`.
+    """
+
+    size: int
+    length: int
+    kernel: str
+
+
+def decoder_layer(t: Tape, x: Tensor, layer: Layer, weights: Weights, batch: Batch, positions: Positions) -> Tensor:
+    """One layer: hidden states [T, d] in, hidden states out."""
+    return _LAYOUTS[layer.layout](_Runner(t, layer, weights, batch, positions), x)
+
+
+class _Runner:
+    """The parts of a layer with their context bound."""
+
+    def __init__(self, t: Tape, layer: Layer, weights: Weights, batch: Batch, positions: Positions) -> None:
+        self.t, self.layer, self.weights, self.batch, self.positions = t, layer, weights, batch, positions
+
+    def norm(self, spec: NormSpec, x: Tensor) -> Tensor:
+        return normalise(self.t, spec, x, self.weights)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return linear(self.t, x, self.weights.linears[name], name)
+
+    def attention(self, x: Tensor) -> Tensor:
+        out = self.self_attention(x, self.layer.attention)
+        return self.leave(out)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        block = self.layer.mlp
+        if isinstance(block, Mlp):
+            return self.leave(self.dense(x, block))
+        return self.leave(self.routed(x, block))
+
+    def leave(self, out: Tensor) -> Tensor:
+        """What a block's output goes through before the residual sum."""
+        out = dropout(self.t, out, self.layer.dropout)
+        return scale(self.t, out, "scaled block output") if self.layer.residual_scale else out
+
+    def self_attention(self, x: Tensor, spec: Attention) -> Tensor:
+        """
+        Projections, positions, scores, output projection.
+
+        Source:
+            transformers@5.23.0, models/llama/modeling_llama.py, LlamaAttention.forward, and its siblings.
+        """
+        t, batch = self.t, self.batch
+        tokens = batch.size * batch.length
+        q, k, v = self.projections(x, spec, tokens)
+        if spec.q_norm is not None:
+            q = self.norm(spec.q_norm, q)
+        if spec.k_norm is not None:
+            k = self.norm(spec.k_norm, k)
+        if spec.rotary_dim:
+            q, k = (
+                rotate(t, q, self.positions, tokens * spec.heads * spec.rotary_dim),
+                rotate(t, k, self.positions, tokens * spec.kv_heads * spec.rotary_dim),
+            )
+        shape = Shape(batch.size, batch.length, spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim)
+        kernel = "eager" if spec.forces_eager else batch.kernel
+        out = attend(t, q, k, v, shape, self.positions, kernel, spec.softcap)
+        return self.linear(spec.out, out)
+
+    def projections(self, x: Tensor, spec: Attention, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        if not spec.fused:
+            return self.linear(spec.q, x), self.linear(spec.k, x), self.linear(spec.v, x)
+        sizes = [tokens * heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
+        fused = self.linear(spec.fused, x)
+        if spec.fused_layout == "slices":
+            return part(self.t, fused, sizes[0]), part(self.t, fused, sizes[1]), part(self.t, fused, sizes[2])
+        q, k, v = split(self.t, fused, sizes)
+        return q, k, v
+
+    def dense(self, x: Tensor, block: Mlp) -> Tensor:
+        """
+        down(act(gate(x)) * up(x)), or down(act(up(x))).
+
+        Source:
+            transformers@5.23.0, models/llama/modeling_llama.py LlamaMLP.forward; models/phi3 Phi3MLP.forward; models/gpt_neox.
+        """
+        t = self.t
+        if block.fused:
+            both = self.linear(block.fused, x)
+            gate, both = split(t, both, (both.numel // 2, both.numel // 2))
+            both = mul(t, both, act_fn(t, gate, block.act))
+            return self.linear(block.down, both)
+        if block.gate:
+            return self.linear(
+                block.down, mul(t, act_fn(t, self.linear(block.gate, x), block.act), self.linear(block.up, x), "gated")
+            )
+        x = self.linear(block.up, x)
+        x = act_fn(t, x, block.act)
+        return dropout(t, self.linear(block.down, x), block.dropout)
+
+    def routed(self, x: Tensor, block: Moe) -> Tensor:
+        return moe(self.t, x, block, self.weights.linears, self.dense)
+
+
+def _pre(run: _Runner, x: Tensor) -> Tensor:
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    first, second = run.layer.norms
+    residual = x
+    x = run.norm(first, x)
+    x = run.attention(x)
+    x = add(run.t, residual, x, "residual stream")
+    residual = x
+    x = run.norm(second, x)
+    x = run.mlp(x)
+    x = add(run.t, residual, x, "residual stream")
+    return x
+
+
+def _post(run: _Runner, x: Tensor) -> Tensor:
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
+    first, second = run.layer.norms
+    residual = x
+    x = run.attention(x)
+    x = run.norm(first, x)
+    x = add(run.t, residual, x, "residual stream")
+    residual = x
+    x = run.mlp(x)
+    x = run.norm(second, x)
+    x = add(run.t, residual, x, "residual stream")
+    return x
+
+
+def _sandwich(run: _Runner, x: Tensor) -> Tensor:
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
+    before_attention, after_attention, before_mlp, after_mlp = run.layer.norms
+    residual = x
+    x = run.norm(before_attention, x)
+    x = run.attention(x)
+    x = run.norm(after_attention, x)
+    x = add(run.t, residual, x, "residual stream")
+    residual = x
+    x = run.norm(before_mlp, x)
+    x = run.mlp(x)
+    x = run.norm(after_mlp, x)
+    x = add(run.t, residual, x, "residual stream")
+    return x
+
+
+def _parallel(run: _Runner, x: Tensor) -> Tensor:
+    """x + attention(norm(x)) + mlp(norm'(x)), where both may share one norm."""
+    residual = x
+    normed = run.norm(run.layer.norms[0], x)
+    attention = run.attention(normed)
+    if len(run.layer.norms) > 1:
+        normed = run.norm(run.layer.norms[1], x)
+    mlp = run.mlp(normed)
+    return add(run.t, add(run.t, mlp, attention, "block outputs"), residual, "residual stream")
+
+
+_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, "parallel": _parallel}
+
+
+def normalise(t: Tape, spec: NormSpec, x: Tensor, weights: Weights) -> Tensor:
+    """A norm of the layer by its path; one without parameters has none in the table."""
+    before, t.scope = t.scope, spec.name or "norm"
+    try:
+        return norm(t, x, weights.norms.get(spec.name) or Norm(spec.kind, spec.width, None))
+    finally:
+        t.scope = before
+
+
+def rotary_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tensor, Tensor]:
+    """
+    Cosines and sines [1, S, width], computed in fp32 and cast to the hidden states' dtype.
+
+    Source:
+        transformers@5.23.0, models/llama/modeling_llama.py, LlamaRotaryEmbedding.forward.
+    """
+    table = length * width
+    positions = t.new(length, DType.FP32, "positions in fp32")
+    freqs = t.new(table // 2, DType.FP32, "angles")
+    del positions
+    emb = t.new(table, DType.FP32, "angles twice")
+    raw = t.new(table, DType.FP32, "cosines")
+    cos = t.new(table, DType.FP32, "cosines")
+    del raw
+    raw = t.new(table, DType.FP32, "sines")
+    sin = t.new(table, DType.FP32, "sines")
+    del raw
+    cos, sin = t.cast(cos, dtype, "rotary cosines"), t.cast(sin, dtype, "rotary sines")
+    del freqs, emb
+    return cos, sin

@@ -1,0 +1,208 @@
+"""The first screen of `qplan estimate`: the answer, the peak, what makes it up, the traps, the ways to save, the next command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from planner import advice
+from planner.render.terminal import Terminal, labelled, printable, wrap
+from planner.report import CardVerdict, Report
+from planner.units import GIB, human
+
+_LABEL = 7
+_SHOWN_TRAPS, _SHOWN_SUGGESTIONS = 4, 5
+OUTCOMES = {"fits": ("FITS", "green"), "tight": ("TIGHT", "yellow"), "does_not_fit": ("DOES NOT FIT", "red")}
+
+
+def lines(report: Report, terminal: Terminal, *, explain: bool = False) -> list[str]:
+    """
+    The report as lines of text.
+
+    Args:
+        report: What to show.
+        terminal: What can be shown.
+        explain: Whether to add what makes up the numbers, and where each comes from.
+    """
+    parts = [_answer(report, terminal), _run(report, terminal), [""], _peak(report, terminal), _phases(report, terminal)]
+    parts += [_spaced(_traps(report, terminal)), _spaced(_suggestions(report, terminal))]
+    parts += [_spaced(_warnings(report, terminal)), _spaced(_next(report, terminal)), _small_print(report, terminal)]
+    if explain:
+        from planner.render import explain as more
+
+        parts += [[""], more.lines(report, terminal)]
+    return [line for part in parts for line in part]
+
+
+def _answer(report: Report, terminal: Terminal) -> list[str]:
+    if report.verdict is None or report.device is None:
+        return _answers(report.verdicts, terminal)
+    verdict = report.verdict
+    word, hue = OUTCOMES[verdict.outcome]
+    needs = f" on {report.device.name}: needs {gib(verdict.required_bytes)} of {gib(verdict.budget_bytes)} GiB, "
+    how = {
+        "fits": f"{gib(verdict.headroom_bytes)} to spare",
+        "tight": f"{gib(verdict.headroom_bytes)} to spare is less than the error",
+        "does_not_fit": f"{gib(-verdict.headroom_bytes)} too much",
+    }
+    text = wrap(f"{word}{needs}{how[verdict.outcome]} (error {gib(verdict.error_bytes)})", terminal.width)
+    return [terminal.paint(word, "bold", hue) + text[0][len(word) :], *text[1:]]
+
+
+def _answers(cards: Iterable[CardVerdict], terminal: Terminal) -> list[str]:
+    """The common cards by their verdicts, those that fit first."""
+    found: list[str] = []
+    by_outcome: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    for card in cards:
+        by_outcome[card.verdict.outcome].append(f"{advice.short_name(card.device.name)} ({gib(card.verdict.budget_bytes, 1)})")
+    if not by_outcome["fits"] and not by_outcome["tight"]:
+        by_outcome = {"does_not_fit": ["any common card:", *by_outcome["does_not_fit"]]}
+    for outcome, names in by_outcome.items():
+        if not names:
+            continue
+        word, hue = OUTCOMES[outcome]
+        # Blanks inside a name must not break over lines.
+        text = ", ".join(name.replace(" ", "\0") for name in names).replace(":,", ":")
+        rows = wrap(text, terminal.width - 14)
+        found += labelled(word, (row.replace("\0", " ") for row in rows), 14)
+        found[-len(rows)] = terminal.paint(word, "bold", hue) + found[-len(rows)][len(word) :]
+    return found
+
+
+def _run(report: Report, terminal: Terminal) -> list[str]:
+    model = report.model
+    counts = f"{count(model.num_parameters)} parameters, {count(model.num_trainable_parameters)} trained"
+    id_ = terminal.fit(printable(model.id), terminal.width - len(counts) - 2)
+    return [terminal.paint(id_, "bold") + f"  {counts}", *wrap(recipe_text(report), terminal.width)]
+
+
+def recipe_text(report: Report) -> str:
+    """The run in a few words."""
+    knobs = report.recipe
+    targets = knobs["targets"] if isinstance(knobs["targets"], str) else ",".join(knobs["targets"])
+    quantised = knobs["quantization"] in ("nf4", "fp4") and ("double quant" if knobs["double_quant"] else "single quant")
+    words = [
+        " ".join(filter(None, (knobs["method"], knobs["quantization"] != "none" and knobs["quantization"], quantised))),
+        knobs["method"] != "full" and f"r={knobs['rank']} {targets}",
+        knobs["dora"] and "DoRA",
+        f"{knobs['batch_size']} x {knobs['seq_len']} tokens",
+        knobs["grad_accum"] > 1 and f"accumulation {knobs['grad_accum']}",
+        knobs["optim"],
+        f"{knobs['dtype']} weights",
+        knobs["mixed_precision"] != "no" and f"{knobs['mixed_precision']} autocast",
+        f"checkpointing {'on' if knobs['gradient_checkpointing'] else 'off'}",
+        knobs["attn"],
+        f"{knobs['loss']} loss",
+        knobs["entry_point"],
+    ]
+    return ", ".join(str(word) for word in words if word)
+
+
+def _peak(report: Report, terminal: Terminal) -> list[str]:
+    peak = report.peak
+    star = "*"
+    numbers = (
+        f"{human(peak.process_bytes)}{star} process, {human(peak.reserved_bytes)}{star} reserved, "
+        f"{human(peak.allocated_bytes)} allocated, in {peak.phase.replace('_', ' ')}"
+    )
+    parts = _parts(report, terminal.num_parts)
+    whole = max(peak.process_bytes, report.verdict.budget_bytes if report.verdict else 0)
+    bar = terminal.bar([size for _, size in parts], whole, terminal.width - _LABEL)
+    legend = [f"\1{i}\0{name}\0{human(size)}".replace(" ", "\0") for i, (name, size) in enumerate(parts)]
+    rows = wrap("  ".join(legend), terminal.width - _LABEL)
+    for i in range(len(parts)):
+        rows = [row.replace(f"\1{i}\0", f"{terminal.glyph(i)} ") for row in rows]
+    return labelled("peak", [numbers, bar, *(row.replace("\0", " ") for row in rows)], _LABEL)
+
+
+def _parts(report: Report, most: int) -> list[tuple[str, int]]:
+    """What the process's bytes are made of, the largest first; what is left over after the largest few is one part."""
+    peak = report.peak
+    parts = sorted(((name.replace("_", " "), size) for name, size in peak.by_category.items() if size), key=lambda part: -part[1])
+    rest = sum(size for _, size in parts[most - 2 :])
+    if len(parts) > most - 2:
+        parts = [*parts[: most - 2], ("other", rest)]
+    return [*parts, ("reserve and context*", peak.process_bytes - peak.allocated_bytes)]
+
+
+def _phases(report: Report, terminal: Terminal) -> list[str]:
+    phases = [f"{phase.phase.replace('_', ' ')} {gib(phase.allocated_peak_bytes)}" for phase in report.phases]
+    text = ", ".join([*phases, f"between steps {gib(report.steady_bytes)} GiB allocated"])
+    host = report.host
+    sizes = (("paged", host.paged_bytes), ("host RAM", host.ram_peak_bytes), ("download", host.download_bytes))
+    beside = ", ".join(f"{name} {human(size)}" for name, size in sizes if size)
+    rows = labelled("phases", wrap(text, terminal.width - _LABEL), _LABEL)
+    return rows + (labelled("host", wrap(beside, terminal.width - _LABEL), _LABEL) if beside else [])
+
+
+def _traps(report: Report, terminal: Terminal) -> list[str]:
+    rows = [
+        f"{human(trap.nbytes):>9}  " + terminal.paint(terminal.fit(trap.name, terminal.width - _LABEL - 11), "yellow")
+        for trap in report.traps[:_SHOWN_TRAPS]
+    ]
+    if len(report.traps) > _SHOWN_TRAPS:
+        rows.append(f"and {len(report.traps) - _SHOWN_TRAPS} more: --explain")
+    return labelled("traps", rows, _LABEL)
+
+
+def _suggestions(report: Report, terminal: Terminal) -> list[str]:
+    shown = report.suggestions[:_SHOWN_SUGGESTIONS]
+    widest = max((len(s.option) for s in shown), default=0)
+    rows = []
+    for suggestion in shown:
+        helps = suggestion.verdict is not None and suggestion.verdict.fits and not report.fits
+        mark = terminal.paint("fits: ", "green") if helps else ""
+        room = terminal.width - _LABEL - 11 - widest - 2 - (6 if helps else 0)
+        price = terminal.fit(suggestion.price, room) if room < len(suggestion.price) else suggestion.price
+        rows.append(f"{human(suggestion.saved_bytes):>9}  {suggestion.option:<{widest}}  {mark}{price}")
+    return labelled("save", rows, _LABEL)
+
+
+def _warnings(report: Report, terminal: Terminal) -> list[str]:
+    rows: list[str] = []
+    for warning in report.warnings:
+        text = labelled("warn", wrap(warning, terminal.width - _LABEL), _LABEL)
+        rows += [terminal.paint("warn", "yellow") + text[0][4:], *text[1:]]
+    return rows
+
+
+def _next(report: Report, terminal: Terminal) -> list[str]:
+    return labelled("next", pasteable(advice.next_command(report), terminal.width - _LABEL), _LABEL)
+
+
+def pasteable(command: str, width: int) -> list[str]:
+    """A command over as many lines as it needs, so that it can still be pasted."""
+    rows = [""]
+    for word in command.split(" "):
+        if rows[-1] and len(rows[-1]) + 1 + len(word) + 2 > width:
+            rows[-1] += " \\"
+            rows.append("  " + word)
+        else:
+            rows[-1] += (" " if rows[-1] else "") + word
+    return rows
+
+
+def _small_print(report: Report, terminal: Terminal) -> list[str]:
+    text = "* provisional: the allocator's reserve and the CUDA context are stated figures, not yet simulated."
+    return [terminal.paint(row, "dim") for row in wrap(text, terminal.width)]
+
+
+def _spaced(rows: list[str]) -> list[str]:
+    return ["", *rows] if rows else []
+
+
+def gib(nbytes: int, digits: int = 2) -> str:
+    """Bytes in GiB without the unit, for rows that name it once."""
+    return f"{nbytes / GIB:.{digits}f}"
+
+
+def count(number: int) -> str:
+    """
+    A number of parameters, as model cards spell it.
+
+    >>> count(68_976_648_192), count(207_093_760), count(5)
+    ('69.0 B', '207.1 M', '5')
+    """
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)

@@ -1,0 +1,142 @@
+"""`--explain`: the rows behind the peak, what rests in memory, what the stack does, and where each number comes from."""
+
+from __future__ import annotations
+
+import re
+
+from planner import stack as stacks
+from planner.ledger import Allocation, Ledger, Phase
+from planner.render.terminal import Terminal, labelled, printable, wrap
+from planner.report import Details, Report
+from planner.units import GIB, human
+
+_SIZE = 11
+
+
+def lines(report: Report, terminal: Terminal) -> list[str]:
+    """
+    The long part of the report as lines of text.
+
+    Args:
+        report: A report with its details.
+        terminal: What can be shown.
+    """
+    known = report.details
+    if known is None:
+        return []
+    ledger = known.ledger
+    peak = ledger.peak()
+    parts = [
+        _heading(f"Alive at the peak, in {peak.phase.value.replace('_', ' ')}: {human(peak.nbytes)} allocated", terminal),
+        _rows(ledger.live_at(peak.step), terminal),
+        _heading(f"At rest between steps: {human(report.steady_bytes)}", terminal),
+        _rows(resting(ledger), terminal, formulas=False),
+        _heading("Memory that the recipe costs without saying so", terminal),
+        *(_trap(trap.name, trap.nbytes, trap.sentence, terminal) for trap in known.traps),
+        _heading("What the stack does", terminal),
+        _stack(report, known, terminal),
+        _heading("Every knob, as planned", terminal),
+        _recipe(report, known, terminal),
+        _heading("Where the numbers come from", terminal),
+        *_provenance(report, terminal),
+    ]
+    return [line for part in parts for line in part][1:]
+
+
+def resting(ledger: Ledger) -> list[Allocation]:
+    """The rows that live from before the forward pass until the end of the ledger's clock, the largest first."""
+    begin = min((span.begin for span in ledger.timeline if span.phase is Phase.FORWARD), default=0)
+    end = max((span.end for span in ledger.timeline), default=0)
+    return sorted((a for a in ledger.allocations if a.begin <= begin and a.end >= end), key=lambda a: -a.nbytes)
+
+
+def _heading(text: str, terminal: Terminal) -> list[str]:
+    return ["", terminal.paint(text, "bold")]
+
+
+def _rows(rows: list[Allocation], terminal: Terminal, *, formulas: bool = True) -> list[str]:
+    """Allocations of one name as one row, the largest first."""
+    grouped: dict[tuple[str, str], tuple[int, int, str]] = {}
+    for row in rows:
+        nbytes, times, formula = grouped.get((row.name, row.category.value), (0, 0, row.formula))
+        grouped[row.name, row.category.value] = (nbytes + row.nbytes, times + 1, formula)
+    found: list[str] = []
+    for (name, category), (nbytes, times, formula) in sorted(grouped.items(), key=lambda item: -item[1][0]):
+        what = f"{printable(name)}{f' ({times} x)' if times > 1 else ''}"
+        kind = category.replace("_", " ")
+        room = terminal.width - _SIZE - len(kind) - 2
+        found.append(f"{human(nbytes):>{_SIZE - 1}} {terminal.fit(what, room):<{room}}  {terminal.paint(kind, 'cyan')}")
+        if formula and formulas:
+            found += [terminal.paint(line, "dim") for line in wrap(formula, terminal.width, _SIZE + 2)]
+    return found
+
+
+def _trap(name: str, nbytes: int, sentence: str, terminal: Terminal) -> list[str]:
+    title = f"{human(nbytes):>{_SIZE - 1}} {name}"
+    return [terminal.fit(title, terminal.width), *wrap(sentence, terminal.width, _SIZE + 2)]
+
+
+def _stack(report: Report, known: Details, terminal: Terminal) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in report.stack.items() if name != "source")
+    found = wrap(f"{versions} ({report.stack['source']})", terminal.width, 2)
+    sources = documented(stacks.Behaviours.__doc__ or "")
+    behaviours = stacks.behaviours(known.stack, known.recipe)
+    for name in sources:
+        value = getattr(behaviours, name)
+        text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        found.append(f"  {name}: {terminal.paint(text, 'bold')}")
+        found += [terminal.paint(line, "dim") for line in wrap(sources[name], terminal.width, 6)]
+    return found
+
+
+def documented(docstring: str) -> dict[str, str]:
+    """The attributes of a Google-style docstring and what it says of each."""
+    _, _, attributes = docstring.partition("Attributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in attributes.splitlines():
+        started = re.match(r" {8}(\w+): (.*)", line)
+        if started:
+            name = started[1]
+            found[name] = started[2]
+        elif name and line.strip():
+            found[name] += " " + line.strip()
+    return found
+
+
+def _recipe(report: Report, known: Details, terminal: Terminal) -> list[str]:
+    given = ", ".join(_knob(name, report.recipe[name]) for name in report.recipe if name in known.asked)
+    taken = ", ".join(_knob(name, report.recipe[name]) for name in report.recipe if name not in known.asked)
+    rows = labelled("given", wrap(given or "nothing", terminal.width - 10), 8) + labelled("default", wrap(taken, terminal.width - 10), 8)
+    return ["  " + row for row in rows]
+
+
+def _knob(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return name.replace("_", "-") if value else f"no-{name.replace('_', '-')}"
+    if isinstance(value, list):
+        value = ",".join(value) or "none"
+    return f"{name.replace('_', '-')} {value if value not in (None, {}) else 'none'}"
+
+
+def _provenance(report: Report, terminal: Terminal) -> list[list[str]]:
+    """Each published number with its origin."""
+    from planner.formulas import runtime
+    from planner.verdict import ERROR_PERCENT
+
+    peak, known = report.peak, report.details
+    assert known is not None
+    card = known.device
+    context = runtime.cuda_context(card.compute_capability if card else None)
+    facts = [
+        ("parameters", f"{report.model.num_parameters:,}, counted from the module table ({printable(report.model.source)})"),
+        ("allocated", f"{peak.allocated_bytes:,} bytes: the rows above, each rounded as the caching allocator does; closed form, "
+                      f"stated error {ERROR_PERCENT} %"),
+        ("reserved", f"{peak.reserved_bytes:,} bytes: allocated and a reserve; {runtime.allocator_reserve(peak.allocated_bytes).source}"),
+        ("process", f"{peak.process_bytes:,} bytes: reserved and a CUDA context of {human(context.nbytes)}; {context.source} (provisional)"),
+    ]  # fmt: skip
+    if card is not None and report.verdict is not None:
+        held = f", less {human(card.used_bytes)} that others hold now" if card.used_bytes else ""
+        facts.append(("card", f"{card.total_bytes:,} bytes ({card.total_bytes / GIB:.2f} GiB){held}; {card.note or 'as given'}"))
+        facts.append(("error", f"{report.verdict.error_bytes:,} bytes: {ERROR_PERCENT} % of allocated, and how far the two provisional terms may be off"))
+    return [["  " + row for row in labelled(name, wrap(text, terminal.width - 14), 12)] for name, text in facts]

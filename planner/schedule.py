@@ -1,0 +1,436 @@
+"""
+When a tensor lives: a tape that allocates, saves for backward and frees as PyTorch's autograd does, without data.
+
+Operations (`planner.operations`) write on the tape what they allocate and what they save. Lifetimes are not computed: a `Storage`
+dies when the last Python reference to it goes, by the same reference counting that frees the real tensor, so a program written
+like the modeling code frees at the same points. The tape knows no operation; an operation knows no clock.
+
+Sizes may be integers or integer arrays of one shape: nothing here compares them.
+
+Source:
+    torch@2.13.0: torch/csrc/autograd/engine.cpp (order, validate_outputs, release_variables), input_buffer.cpp (accumulate),
+    torch/utils/checkpoint.py (both flavours, early stop).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from planner.dtypes import DType
+from planner.ledger import Category, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BLOCK = 512
+"""Bytes that an allocation is rounded up to (kMinBlockSize, c10/core/CachingDeviceAllocator.h)."""
+
+
+class Storage:
+    """Memory of one tensor and of all its views; allocated when made, freed when unreferenced."""
+
+    __slots__ = ("index", "tape")
+
+    def __init__(self, tape: Tape, nbytes: int, name: str, category: Category) -> None:
+        self.tape = tape
+        self.index = len(tape.sizes)
+        tape.sizes.append(-(-nbytes // BLOCK) * BLOCK)
+        tape.names.append((tape.scope, name))
+        tape.categories.append(category)
+        tape.events.append(self.index)
+
+    def __del__(self) -> None:
+        self.tape.events.append(~self.index)
+
+
+class Tensor:
+    """A tensor's size, type and place in the graph. `node` is its grad_fn, None for a leaf."""
+
+    __slots__ = ("dtype", "grad", "node", "numel", "requires_grad", "slot", "storage")
+
+    def __init__(
+        self, storage: Storage | None, numel: int, dtype: DType, requires_grad: bool = False, node: Node | None = None, slot: int = 0
+    ) -> None:
+        self.storage = storage
+        self.numel = numel
+        self.dtype = dtype
+        self.requires_grad = requires_grad
+        self.node = node
+        self.slot = slot
+        self.grad: Tensor | None = None
+
+    def view(self) -> Tensor:
+        """Another tensor on the same storage, in the same place of the graph."""
+        return Tensor(self.storage, self.numel, self.dtype, self.requires_grad, self.node, self.slot)
+
+    def detach(self, requires_grad: bool = False) -> Tensor:
+        """A leaf on the same storage."""
+        return Tensor(self.storage, self.numel, self.dtype, requires_grad)
+
+
+Saved = tuple["Tensor | None", ...]
+Backward = Callable[["Tape", "list[Tensor | None]", Saved], "Sequence[Tensor | None]"]
+
+
+class Node:
+    """One step of the backward graph: what it saved, and whom it hands gradients to."""
+
+    __slots__ = ("edges", "frame", "grads", "run", "saved")
+
+    def __init__(self, edges: list[tuple[Node | Tensor, int, DType] | None], saved: Saved, run: Backward, outputs: int) -> None:
+        self.edges = edges
+        self.saved = saved
+        self.run = run
+        self.grads: list[Tensor | None] = [None] * outputs
+        self.frame: _Frame | None = None
+
+
+class StopRecomputation(Exception):  # noqa: N818 - a signal, not an error: PyTorch names its own the same way
+    """Raised inside a recomputation once everything that backward needs has been saved again."""
+
+
+class _Frame:
+    """One region under non-reentrant checkpointing."""
+
+    __slots__ = ("autocast", "done", "function", "nodes", "recomputed", "tensor", "total")
+
+    def __init__(self, function: Callable[[Tensor], Tensor], tensor: Tensor, autocast: DType | None) -> None:
+        self.function = function
+        self.tensor = tensor
+        self.autocast = autocast
+        self.nodes: list[Node] = []
+        self.recomputed: list[Saved] = []
+        self.total = 0
+        self.done = False
+
+
+class Segment(NamedTuple):
+    """
+    A stretch of the tape's events.
+
+    Attributes:
+        phase: The phase it belongs to.
+        begin, end: Indices of events, half-open.
+        region: Which repeated region it belongs to; None for what happens once.
+        repeat: How often the region occurs in the model.
+    """
+
+    phase: Phase
+    begin: int
+    end: int
+    region: int | None = None
+    repeat: int = 1
+
+
+class Tape:
+    """
+    The record of one run.
+
+    Attributes:
+        sizes, names, categories: Of every storage, by its index.
+        events: An index for a birth, its complement for a death, in order.
+        grad_enabled: As `torch.is_grad_enabled()`.
+        autocast: The dtype of CUDA autocast, None outside it.
+        accumulates_in_place: Whether a second gradient is added in place where PyTorch's engine can. Real tensors do; tensor
+            subclasses, such as fake tensors, never (`can_accumulate_inplace`).
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.names: list[tuple[str, str]] = []
+        self.categories: list[Category] = []
+        self.events: list[int] = []
+        self.segments: list[Segment] = []
+        self.grad_enabled = True
+        self.autocast: DType | None = None
+        self.accumulates_in_place = True
+        self.scope = ""
+        self.category = Category.ACTIVATION
+        self._nodes: list[Node | _Boundary] = []
+        self._casts: dict[int, Tensor] = {}
+        self._kept: list[Tensor] = []
+        self._frame: _Frame | None = None
+        self._recomputing = False
+        self._phase = Phase.FORWARD
+        self._begin = 0
+
+    # What operations call
+
+    def new(self, numel: int, dtype: DType, name: str, category: Category | None = None) -> Tensor:
+        """A fresh tensor."""
+        return Tensor(Storage(self, numel * dtype.num_bytes, name, category or self.category), numel, dtype)
+
+    def scratch(self, name: str, *nbytes: int) -> None:
+        """Buffers that live only inside a kernel: all at once, then gone."""
+        held = [Storage(self, n, name, Category.WORKSPACE) for n in nbytes]
+        del held
+
+    def tracks(self, *tensors: Tensor | None) -> bool:
+        """Whether an operation on these is recorded for backward."""
+        return self.grad_enabled and any(x is not None and x.requires_grad for x in tensors)
+
+    def save(self, *tensors: Tensor | None) -> Saved:
+        """
+        What an operation keeps for backward; call before its output is made if PyTorch saves inputs only.
+
+        Raises:
+            StopRecomputation: Nothing more is needed of this recomputation.
+        """
+        frame = self._frame
+        kept = tuple(None if x is None else x.detach() if x.node is not None else x for x in tensors)
+        if frame is None:
+            return kept
+        if self._recomputing:
+            frame.recomputed.append(kept)
+            if len(frame.recomputed) >= frame.total:
+                raise StopRecomputation
+            return kept
+        frame.total += 1
+        return ()
+
+    def record(self, outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor | None], saved: Saved | None, run: Backward) -> None:
+        """Put an operation on the graph. `saved` is what `save` returned; None if it saves nothing."""
+        many = outputs if isinstance(outputs, (list, tuple)) else (outputs,)
+        if self._recomputing:
+            for out in many:
+                out.requires_grad = True
+            return
+        edges: list[tuple[Node | Tensor, int, DType] | None] = []
+        for x in inputs:
+            if x is None or not x.requires_grad:
+                edges.append(None)
+            else:
+                edges.append((x if x.node is None else x.node, x.slot, x.dtype))
+        node = Node(edges, saved or (), run, len(many))
+        if self._frame is not None and saved is not None:
+            node.frame = self._frame
+            self._frame.nodes.append(node)
+        for slot, out in enumerate(many):
+            out.node, out.slot, out.requires_grad = node, slot, True
+        self._nodes.append(node)
+
+    def keep(self, x: Tensor) -> None:
+        """
+        Hold a tensor that a custom function keeps as a plain attribute: it lives until the graph dies, whatever has run and whatever
+        is checkpointed without reentering.
+        """
+        if not self._recomputing:
+            self._kept.append(x)
+
+    def cast(self, x: Tensor, dtype: DType, name: str = "cast", category: Category | None = None) -> Tensor:
+        """`x.to(dtype)`: a copy, or x itself."""
+        if x.dtype is dtype:
+            return x
+        out = self.new(x.numel, dtype, name, category)
+        if self.tracks(x):
+            self.record(out, (x,), None, _pass)  # validate_outputs casts the gradient back
+        return out
+
+    def lower(self, x: Tensor, name: str = "autocast copy") -> Tensor:
+        """
+        The operand that autocast hands to a product: x in the autocast dtype.
+
+        Copies of trainable fp32 leaves are kept until autocast ends.
+
+        Source:
+            torch@2.13.0, aten/src/ATen/autocast_mode.cpp, cached_cast.
+        """
+        if self.autocast is None or x.dtype is self.autocast or x.dtype not in _FLOATS:
+            return x
+        if not (x.requires_grad and x.node is None and x.storage is None and x.dtype is DType.FP32):
+            return self.cast(x, self.autocast, name)
+        key = id(x)
+        if key not in self._casts:
+            self._casts[key] = self.cast(x, self.autocast, "autocast copy of a weight", Category.TEMPORARY)
+        return self._casts[key]
+
+    @contextmanager
+    def autocasting(self, dtype: DType | None) -> Iterator[None]:
+        """`torch.autocast("cuda", dtype)`; its cached copies go when the outermost one ends."""
+        before, self.autocast = self.autocast, dtype or self.autocast
+        try:
+            yield
+        finally:
+            self.autocast = before
+            if before is None:
+                self._casts.clear()
+
+    # Checkpointing
+
+    def checkpoint(self, function: Callable[[Tensor], Tensor], x: Tensor, *, reentrant: bool) -> Tensor:
+        """`torch.utils.checkpoint.checkpoint(function, x, use_reentrant=reentrant)`."""
+        return self._reentrant(function, x) if reentrant else self._non_reentrant(function, x)
+
+    def _non_reentrant(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        self._frame = _Frame(function, x, self.autocast)
+        try:
+            return function(x)
+        finally:
+            self._frame = None
+
+    def _reentrant(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        self.grad_enabled, before = False, self.grad_enabled
+        try:
+            out = function(x)
+        finally:
+            self.grad_enabled = before
+        if self.tracks(x):
+            self.record(out, (x,), self.save(x), _Rerun(function, self.autocast))
+        return out
+
+    def _recompute(self, frame: _Frame) -> None:
+        """Run a region again, keep what it saves, and give it to the nodes of the first run."""
+        self._frame, self._recomputing, self.grad_enabled = frame, True, True
+        category, self.category = self.category, Category.ACTIVATION
+        try:
+            with self.autocasting(frame.autocast):
+                frame.function(frame.tensor.detach(requires_grad=frame.tensor.requires_grad))
+        except StopRecomputation:
+            pass
+        finally:
+            self._frame, self._recomputing, self.grad_enabled = None, False, False
+            self.category = category
+        for node, saved in zip(frame.nodes, frame.recomputed):
+            node.saved = saved
+        frame.recomputed.clear()
+        frame.nodes.clear()
+        frame.done = True
+
+    # Backward
+
+    def backward(self, root: Tensor, grad: Tensor) -> None:
+        """Run the graph from the last node to the first, as the engine does: by descending sequence number."""
+        assert root.node is not None
+        root.node.grads[root.slot] = grad
+        del grad, root
+        enabled, self.grad_enabled = self.grad_enabled, False
+        category, self.category = self.category, Category.TEMPORARY
+        nodes = self._nodes
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, _Boundary):
+                node(self)
+            elif any(g is not None for g in node.grads):
+                self._run(node)
+        self.grad_enabled, self.category = enabled, category
+
+    def _run(self, node: Node) -> None:
+        if node.frame is not None and not node.frame.done:
+            self._recompute(node.frame)
+        grads, node.grads = node.grads, []
+        outputs = list(node.run(self, grads, node.saved))
+        for i, edge in enumerate(node.edges):
+            grad = outputs[i]
+            if grad is not None and edge is not None and grad.dtype is not edge[2]:
+                outputs[i] = self.new(grad.numel, edge[2], "gradient cast")
+        grad = None
+        grads.clear()
+        node.saved = ()
+        node.frame = None
+        for i, edge in enumerate(node.edges):
+            grad, outputs[i] = outputs[i], None
+            if grad is not None and edge is not None:
+                self._deliver(edge[0], edge[1], grad)
+
+    def _deliver(self, target: Node | Tensor, slot: int, grad: Tensor) -> None:
+        if isinstance(target, Tensor):
+            if target.grad is None:
+                target.grad = grad
+                if grad.storage is not None and target.storage is None:
+                    self.categories[grad.storage.index] = Category.GRADIENT
+            return
+        held = target.grads[slot]
+        if held is None:
+            target.grads[slot] = grad
+        elif not (self.accumulates_in_place and _is_last_reference(held)):
+            total = self.new(held.numel, held.dtype, "gradient sum")
+            target.grads[slot] = total
+
+    def free_graph(self) -> None:
+        """The last reference to the loss goes, and with it the graph."""
+        self._nodes.clear()
+        self._kept.clear()
+
+    # Segments
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Everything that happens inside belongs to this phase."""
+        self._phase, self._begin = phase, len(self.events)
+        yield
+        self._close(None, 1)
+
+    @contextmanager
+    def region(self, key: int, repeat: int) -> Iterator[None]:
+        """
+        One instance of a stretch of forward that the model repeats; its backward becomes a stretch of its own.
+
+        Of a region that is repeated more than once, the first and the last instance are run.
+        """
+        self._close(None, 1)
+        self._nodes.append(_Boundary(key, repeat, opens=False))
+        yield
+        self._close(key, repeat)
+        self._nodes.append(_Boundary(key, repeat, opens=True))
+
+    def _close(self, region: int | None, repeat: int) -> None:
+        end = len(self.events)
+        self.segments.append(Segment(self._phase, self._begin, end, region, repeat))
+        self._begin = end
+
+
+_FLOATS = (DType.FP32, DType.FP16, DType.BF16)
+
+
+def _is_last_reference(held: Tensor) -> bool:
+    """
+    Whether nothing but the engine's buffer reads a gradient any more.
+
+    Counted are, of the tensor: the buffer, the caller's variable, this argument and getrefcount's own; of the storage: the tensor's
+    attribute and getrefcount's own.
+
+    Source:
+        torch@2.13.0, torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace: both use counts are one.
+    """
+    return sys.getrefcount(held) <= 4 and sys.getrefcount(held.storage) <= 2
+
+
+class _Boundary:
+    """Stands between nodes where a repeated region begins or ends, so that backward's events are split there too."""
+
+    def __init__(self, region: int, repeat: int, *, opens: bool) -> None:
+        self.region, self.repeat, self.opens = region, repeat, opens
+
+    def __call__(self, tape: Tape) -> None:
+        tape._close(None if self.opens else self.region, 1 if self.opens else self.repeat)
+
+
+class _Rerun:
+    """The backward of a reentrant checkpoint: forward again with grad, then a backward of its own."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], autocast: DType | None) -> None:
+        self.function, self.autocast = function, autocast
+
+    def __call__(self, tape: Tape, grads: list[Tensor | None], saved: Saved) -> Sequence[Tensor | None]:
+        x = saved[0]
+        assert x is not None
+        detached = x.detach(requires_grad=True)
+        outer, tape._nodes = tape._nodes, []
+        kept, tape._kept = tape._kept, []
+        tape.grad_enabled = True
+        category, tape.category = tape.category, Category.ACTIVATION
+        with tape.autocasting(self.autocast):
+            out = self.function(detached)
+        tape.category = category
+        grad = grads[0]
+        assert grad is not None
+        tape.backward(out, grad)
+        tape._nodes, tape._kept, tape.grad_enabled = outer, kept, False
+        return (detached.grad,)
+
+
+def _pass(tape: Tape, grads: list[Tensor | None], saved: Saved) -> Sequence[Tensor | None]:
+    return (grads[0],)

@@ -1,0 +1,42 @@
+"""Bytes as text, and the integer divisions that memory needs. Nothing here uses floating point to count."""
+
+from __future__ import annotations
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up. Works for integers and for integer arrays."""
+    return -(-a // b)
+
+
+def round_up(a: int, b: int) -> int:
+    """The smallest multiple of b that is at least a. Works for integers and for integer arrays."""
+    return -(-a // b) * b
+
+
+def gib(nbytes: int, digits: int = 2) -> str:
+    """
+    Bytes as GiB text.
+
+    >>> gib(1 << 30)
+    '1.00 GiB'
+    """
+    return f"{nbytes / GIB:.{digits}f} GiB"
+
+
+def human(nbytes: int) -> str:
+    """
+    Bytes in the unit that reads best.
+
+    >>> human(512), human(3 << 20), human(5 << 30)
+    ('512 B', '3.0 MiB', '5.00 GiB')
+    """
+    size = abs(nbytes)
+    if size >= GIB // 10:
+        return gib(nbytes)
+    if size >= MIB // 10:
+        return f"{nbytes / MIB:.1f} MiB"
+    if size >= KIB:
+        return f"{nbytes / KIB:.1f} KiB"
+    return f"{nbytes} B"

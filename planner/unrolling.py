@@ -1,0 +1,77 @@
+"""
+From a tape that ran the first and the last of the layers that are alike to the rows of the whole model.
+
+What the first instance leaves behind, each one between leaves behind too: those enter as sums, between the first and the last. That
+loses nothing: from layer to layer live bytes grow or shrink by the same amount, so no peak lies between the ends.
+"""
+
+from __future__ import annotations
+
+from planner.ledger import Allocation, Category, Phase, Span
+from planner.schedule import Segment, Tape
+
+
+def unroll(tape: Tape, begin: int) -> tuple[list[Allocation], list[Span]]:
+    """
+    The tape's allocations on a clock that starts at `begin`, and the spans of its phases.
+
+    What is still alive at the end of the tape ends with it.
+    """
+    birth, death = _lifetimes(tape)
+    sizes, names, categories = tape.sizes, tape.names, tape.categories
+    rows = [
+        Allocation(_name(*names[i]), categories[i], sizes[i], begin + birth[i], begin + death[i])
+        for i in range(len(sizes))
+    ]
+    for storage, times, since, until in _instances_between(tape, birth, death):
+        scope, name = names[storage]
+        rows.append(
+            Allocation(
+                f"{scope}: {name} (layers between)", categories[storage], times * sizes[storage], begin + since, begin + until
+            )
+        )
+    return rows, [Span(s.phase, begin + s.begin, begin + s.end) for s in tape.segments if s.end > s.begin]
+
+
+def _name(scope: str, name: str) -> str:
+    return f"{scope}: {name}" if scope else name
+
+
+def _lifetimes(tape: Tape) -> tuple[list[int], list[int]]:
+    """The event at which each storage is born, and the one at which it dies."""
+    end = len(tape.events)
+    birth, death = [0] * len(tape.sizes), [end] * len(tape.sizes)
+    for step, event in enumerate(tape.events):
+        if event >= 0:
+            birth[event] = step
+        else:
+            death[~event] = step
+    return birth, death
+
+
+def _instances_between(tape: Tape, birth: list[int], death: list[int]) -> list[tuple[int, int, int, int]]:
+    """(storage, how many more of it there are, from which event, to which) for the instances that were not run."""
+    found = []
+    for (_, repeat), (first, last, last_back, first_back) in _regions(tape).items():
+        more = repeat - 2
+        for storage in _born(tape, first):
+            if death[storage] > last.end:
+                in_backward = last_back.begin <= death[storage] < first_back.end
+                found.append((storage, more, last.begin, last_back.end if in_backward else death[storage]))
+        for storage in _born(tape, last_back):
+            if death[storage] > first_back.end and tape.categories[storage] is Category.GRADIENT:
+                found.append((storage, more, last_back.end, death[storage]))
+    return found
+
+
+def _regions(tape: Tape) -> dict[tuple[int, int], list[Segment]]:
+    """Of each region with more than two instances: first and last in forward, last and first in backward."""
+    found: dict[tuple[int, int], list[Segment]] = {}
+    for segment in tape.segments:
+        if segment.region is not None and segment.repeat > 2 and segment.phase in (Phase.FORWARD, Phase.BACKWARD):
+            found.setdefault((segment.region, segment.repeat), []).append(segment)
+    return found
+
+
+def _born(tape: Tape, segment: Segment) -> list[int]:
+    return [event for event in tape.events[segment.begin : segment.end] if event >= 0]

@@ -1,0 +1,222 @@
+"""
+The matrix of training runs that the closed form is held against: models, recipes and shapes.
+
+Real widths, vocabularies and biases; two layers (and three, for what one more layer adds). Gemma 2 has eager attention alone:
+transformers refuses `sdpa` for it (modeling_gemma2.py, `_supports_sdpa = False`). Nothing here imports qplan or torch:
+a run is described twice, once as the oracle's command line and once as the knobs of `planner.recipe.Recipe`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+LAYERS = 2
+SHAPES = ((1, 512), (2, 1024))
+RANK = 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint's shapes, cut to a few layers."""
+
+    name: str
+    model_type: str
+    fields: dict[str, object]
+    qkvo: tuple[str, ...]
+    layers_field: str = "num_hidden_layers"
+    layer_types: tuple[str, ...] = ()
+    attentions: tuple[str, ...] = ("sdpa", "eager")
+
+    def config(self, layers: int) -> dict[str, object]:
+        """The config.json fields of this model with so many layers."""
+        config = {**self.fields, self.layers_field: layers}
+        if self.layer_types:
+            config["layer_types"] = [self.layer_types[i % len(self.layer_types)] for i in range(layers)]
+        return config
+
+
+def _decoder(hidden: int, inner: int, heads: tuple[int, int], vocab: int, positions: int, **more: object) -> dict[str, object]:
+    """The fields that most config.json files share; `heads` are those of queries and of keys."""
+    return {
+        "hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": heads[0], "num_key_value_heads": heads[1],
+        "vocab_size": vocab, "max_position_embeddings": positions, "tie_word_embeddings": False, **more,
+    }  # fmt: skip
+
+
+_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+_SILU = {"hidden_act": "silu"}
+_GEMMA = {
+    "tie_word_embeddings": True, "head_dim": 256, "query_pre_attn_scalar": 256, "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+}  # fmt: skip
+_GEMMA_2 = {"sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, **_GEMMA}
+_PYTHIA = {
+    "hidden_size": 4096, "intermediate_size": 16384, "num_attention_heads": 32, "vocab_size": 50432,
+    "max_position_embeddings": 2048, "rotary_pct": 0.25, "use_parallel_residual": True, "tie_word_embeddings": False,
+    "hidden_act": "gelu",
+}  # fmt: skip
+_GPT2 = {
+    "n_embd": 1600, "n_head": 25, "n_positions": 1024, "vocab_size": 50257, "activation_function": "gelu_new",
+    "tie_word_embeddings": True,
+}  # fmt: skip
+_OPT = {
+    "hidden_size": 4096, "num_attention_heads": 32, "ffn_dim": 16384, "word_embed_proj_dim": 4096, "vocab_size": 50272,
+    "max_position_embeddings": 2048, "do_layer_norm_before": True, "activation_function": "relu", "tie_word_embeddings": True,
+}  # fmt: skip
+_FALCON = {
+    "hidden_size": 4544, "num_attention_heads": 71, "vocab_size": 65024, "multi_query": True, "new_decoder_architecture": False,
+    "parallel_attn": True, "bias": False, "alibi": False, "tie_word_embeddings": True, "max_position_embeddings": 2048,
+}  # fmt: skip
+
+MODELS = (
+    Model("llama-2-7b", "llama", _decoder(4096, 11008, (32, 32), 32000, 4096, **_SILU), _QKVO),
+    Model("llama-3-8b", "llama", _decoder(4096, 14336, (32, 8), 128256, 8192, rope_theta=500000.0, **_SILU), _QKVO),
+    Model("qwen2.5-7b", "qwen2", _decoder(3584, 18944, (28, 4), 152064, 131072, use_sliding_window=False, **_SILU), _QKVO),
+    Model("mistral-7b", "mistral", _decoder(4096, 14336, (32, 8), 32000, 32768, sliding_window=4096, **_SILU), _QKVO),
+    Model("qwen3-8b", "qwen3", _decoder(4096, 12288, (32, 8), 151936, 40960, head_dim=128, **_SILU), _QKVO),
+    Model("gemma-2-9b", "gemma2", _decoder(3584, 14336, (16, 8), 256000, 8192, **_GEMMA_2), _QKVO, attentions=("eager",)),
+    Model(
+        "gemma-3-4b-text",
+        "gemma3_text",
+        _decoder(2560, 10240, (8, 4), 262208, 131072, sliding_window=1024, **_GEMMA),
+        _QKVO,
+        layer_types=("sliding_attention", "full_attention"),
+    ),
+    Model(
+        "phi-3-mini",
+        "phi3",
+        _decoder(3072, 8192, (32, 32), 32064, 4096, pad_token_id=0, sliding_window=2047, **_SILU),
+        ("qkv_proj", "o_proj"),
+    ),
+    Model("olmo-2-7b", "olmo2", _decoder(4096, 11008, (32, 32), 100352, 4096, **_SILU), _QKVO),
+    Model("pythia-6.9b", "gpt_neox", _PYTHIA, ("query_key_value", "dense")),
+    Model("gpt2-xl", "gpt2", _GPT2, ("c_attn", "c_proj"), layers_field="n_layer"),
+    Model("opt-6.7b", "opt", _OPT, ("q_proj", "k_proj", "v_proj", "out_proj")),
+    Model("falcon-7b", "falcon", _FALCON, ("query_key_value", "dense")),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one model: what the oracle is told, and what qplan is told."""
+
+    method: str = "qlora"
+    """full, lora, qlora, or qlora-unprepared (no `prepare_model_for_kbit_training`, bf16 adapters)."""
+    checkpointing: str = "non-reentrant"
+    attn: str = "sdpa"
+    batch: int = 1
+    seq: int = 512
+    dropout: float = 0.0
+    double_quant: bool = True
+    padding: bool = False
+    named_targets: bool = False
+    clip: bool = False
+    dora: bool = False
+    turing: bool = False
+    """A Tesla T4 and a hand-written loop: fp16 throughout, no autocast, the output kept until the step ends."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the base is NF4."""
+        return self.method.startswith("qlora")
+
+    @property
+    def name(self) -> str:
+        """A short unique name: `qlora/non-reentrant/sdpa/1x512`, options after it."""
+        options = {
+            f"dropout-{self.dropout}": self.dropout > 0,
+            "single-quant": self.is_quantized and not self.double_quant,
+            "padding": self.padding,
+            "named-targets": self.named_targets,
+            "clip": self.clip,
+            "dora": self.dora,
+            "turing": self.turing,
+        }
+        marks = [mark for mark, is_on in options.items() if is_on]
+        return "/".join([self.method, self.checkpointing, self.attn, f"{self.batch}x{self.seq}", *marks])
+
+    @property
+    def compute_capability(self) -> tuple[int, int]:
+        """Of the card that is played."""
+        return (7, 5) if self.turing else (8, 0)
+
+    @property
+    def autocast(self) -> str | None:
+        """The dtype of autocast; pure 16-bit runs have none."""
+        return None if self.turing or self.method == "full" else "bf16"
+
+    @property
+    def adapter_dtype(self) -> str | None:
+        """The dtype of the adapters; None without adapters."""
+        return {"full": None, "qlora-unprepared": "bf16"}.get(self.method, "fp32")
+
+    def arguments(self, model: Model, layers: int = LAYERS) -> list[str]:
+        """The oracle's command line."""
+        words = ["--model-type", model.model_type, "--config", json.dumps(model.config(layers))]
+        words += ["--arch", "75" if self.turing else "80"]
+        words += ["--dtype", "fp16" if self.turing else "bf16", "--checkpointing", self.checkpointing, "--attn", self.attn]
+        words += ["--batch", str(self.batch), "--seq", str(self.seq), "--keep-output" if self.turing else "--trainer"]
+        if self.is_quantized:
+            words += ["--quant", "nf4", *(["--double-quant"] if self.double_quant else [])]
+            # PEFT's prepare_model_for_kbit_training empties the cache behind its casts (auto_clear_cache, on by default)
+            words += ["--no-kbit-prepare"] if self.method == "qlora-unprepared" else ["--empty-cache"]
+        else:
+            words += ["--no-warm-up"]  # without a device_map a 16-bit model is loaded on the CPU, then moved
+        if self.method != "full":
+            words += ["--rank", str(RANK), "--dropout", str(self.dropout), "--adapter-dtype", str(self.adapter_dtype)]
+            words += ["--targets", ",".join(model.qkvo)] if self.named_targets else []
+        words += ["--autocast", self.autocast] if self.autocast else []
+        flags = {"--clip": self.clip, "--dora": self.dora, "--padding-mask": self.padding}
+        return words + [flag for flag, is_on in flags.items() if is_on]
+
+    def recipe(self, model: Model) -> dict[str, object]:
+        """The same run as knobs of `planner.recipe.Recipe`."""
+        knobs: dict[str, object] = {
+            "method": "qlora" if self.is_quantized else self.method, "dtype": "fp16" if self.turing else "bf16",
+            "mixed_precision": self.autocast or "no", "optim": "adamw_torch", "batch_size": self.batch, "seq_len": self.seq,
+            "max_grad_norm": 1.0 if self.clip else 0.0, "padding": self.padding, "attn": self.attn, "loss": "full",
+            "gradient_checkpointing": self.checkpointing != "none", "use_reentrant": self.checkpointing == "reentrant",
+            "entry_point": "loop" if self.turing else "trainer",
+        }  # fmt: skip
+        if self.is_quantized:
+            knobs |= {"quantization": "nf4", "double_quant": self.double_quant, "compute_dtype": knobs["dtype"]}
+            knobs |= {"kbit_prepare": self.method == "qlora"}
+        if self.method != "full":
+            knobs |= {"rank": RANK, "dropout": self.dropout, "adapter_dtype": self.adapter_dtype, "dora": self.dora}
+            knobs |= {"targets": list(model.qkvo) if self.named_targets else "all-linear"}
+        return knobs
+
+
+METHODS = ("qlora", "lora", "full", "qlora-unprepared")
+
+
+def runs(model: Model) -> list[Run]:
+    """The runs of a model: the whole grid, then one option at a time around it, then a Tesla T4; no run twice."""
+    every = (*_grid(model.attentions), *_options(model.attentions[0]), *_turing(model.attentions))
+    return list(dict.fromkeys(every))
+
+
+def _grid(attentions: tuple[str, ...]) -> Iterator[Run]:
+    for method, checkpointing, attn, shape in product(METHODS, ("non-reentrant", "none"), attentions, SHAPES):
+        yield Run(method, checkpointing, attn, *shape)
+
+
+def _options(attn: str) -> Iterator[Run]:
+    for base in (Run(method, attn=attn) for method in METHODS):
+        yield replace(base, checkpointing="reentrant")
+        yield replace(base, batch=2, padding=True)
+        yield replace(base, clip=True)
+        for checkpointing in ("non-reentrant", "none") if base.method != "full" else ():
+            yield replace(base, dropout=0.05, checkpointing=checkpointing)
+            yield replace(base, named_targets=True, checkpointing=checkpointing)
+    yield Run("qlora", attn=attn, double_quant=False)
+    yield Run("lora", attn=attn, dora=True)
+    yield Run("lora", "none", attn, dora=True)
+
+
+def _turing(attentions: tuple[str, ...]) -> Iterator[Run]:
+    for method, attn, shape in product(("qlora", "lora"), attentions, SHAPES):
+        yield replace(Run(method, "non-reentrant", attn, *shape), named_targets=True, double_quant=False, turing=True)

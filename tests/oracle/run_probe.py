@@ -1,0 +1,183 @@
+"""
+Runs the oracle over the matrix and writes `golden/<model>.json`.
+
+    python -m tests.oracle.run_probe PATH/TO/trace_probe.py [MODEL...]
+
+The oracle is a program of its own that follows every storage of the real transformers, PEFT and bitsandbytes training step
+on fake CUDA tensors. It patches global state, so that each run is a fork of a parent that has imported the libraries once (one
+second a run instead of ten). Beside its own figures, which contain the unsplit remainders of PyTorch's caching allocator, this
+records the `rounded_*` ones: the plain sum of what lives, each storage rounded up to 512 bytes, no allocator in between.
+
+Needs torch, transformers, peft, bitsandbytes, accelerate and g++; no GPU, no weights, no network. Unix only (fork).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from tests.oracle.matrix import LAYERS, MODELS, Model, Run, runs
+
+GOLDEN = Path(__file__).with_name("golden")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+BLOCK = 512
+
+
+def load_probe(path: Path) -> Any:
+    """The oracle as a module, with every library that a run imports."""
+    spec = importlib.util.spec_from_file_location("trace_probe", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("transformers", "peft", "bitsandbytes", "transformers.integrations.bitsandbytes"):
+        importlib.import_module(name)
+    return module
+
+
+def observe(probe: Any) -> list[dict[str, int]]:
+    """Patch the oracle's recorder to count plain 512-byte roundings too; what it sees is appended to the list returned."""
+    seen: list[dict[str, int]] = [{}]
+
+    class Allocator(probe.CachingAllocator):  # type: ignore[misc]
+        """Counts what is asked for beside what is handed out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rounded = self.rounded_peak = 0
+            self.sizes: dict[int, int] = {}
+
+        def malloc(self, nbytes: int) -> tuple[int, int]:
+            address, size = super().malloc(nbytes)
+            self.sizes[address] = max(BLOCK, -(-nbytes // BLOCK) * BLOCK)
+            self.rounded += self.sizes[address]
+            self.rounded_peak = max(self.rounded_peak, self.rounded)
+            return address, size
+
+        def free(self, address: int) -> None:
+            self.rounded -= self.sizes.pop(address)
+            super().free(address)
+
+    class Recorder(probe.Recorder):  # type: ignore[misc]
+        """Notes the counts where the oracle notes its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.allocator, self.peaks = Allocator(), []
+            seen[0]["recorder"] = self
+
+        def phase(self) -> None:
+            self.peaks.append(self.allocator.rounded_peak)
+            self.allocator.rounded_peak = self.allocator.rounded
+            super().phase()
+
+        def __exit__(self, *error: object) -> None:
+            self.peaks.append(self.allocator.rounded_peak)
+            forward, backward, optimizer = self.peaks[-3:]
+            seen[0] |= {
+                "rounded_forward_peak_bytes": forward,
+                "rounded_backward_peak_bytes": backward,
+                "rounded_optimizer_peak_bytes": optimizer,
+                "rounded_allocated_peak_bytes": max(forward, backward, optimizer),
+                "rounded_steady_bytes": self.allocator.rounded,
+            }
+            super().__exit__(*error)
+
+    def noted(function: Any, key: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            out = function(*arguments)
+            seen[0][key] = seen[0]["recorder"].allocator.rounded  # type: ignore[attr-defined]
+            return out
+
+        return call
+
+    probe.Recorder = Recorder
+    probe.materialise = noted(probe.materialise, "rounded_after_load_bytes")
+    probe.forward_loss = noted(probe.forward_loss, "rounded_after_forward_bytes")
+    return seen
+
+
+def measure(probe: Any, arguments: list[str]) -> dict[str, Any]:
+    """One run of the oracle in a fork: its figures and the rounded ones, or {"error": why}."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                seen = observe(probe)
+                figures = probe.probe(probe.parse(arguments))
+            figures |= {key: value for key, value in seen[0].items() if key != "recorder"}
+        except BaseException as error:  # noqa: BLE001  # whatever stops a run is the run's result
+            figures = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(figures, pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else {"error": "the process died"}
+
+
+def measure_run(probe: Any, model: Model, run: Run) -> dict[str, Any]:
+    """One row of a golden file: the run in both spellings, its figures, and what one more layer saves."""
+    arguments = run.arguments(model)
+    figures = measure(probe, arguments)
+    if "error" not in figures:
+        deeper = measure(probe, run.arguments(model, LAYERS + 1))
+        after = "rounded_after_forward_bytes"
+        resting = "rounded_steady_bytes"
+        figures["saved_per_layer_bytes"] = (deeper[after] - deeper[resting]) - (figures[after] - figures[resting])
+    row = {"name": run.name, "recipe": run.recipe(model), "compute_capability": run.compute_capability, "probe": arguments}
+    row["probe"] = ["CONFIG" if i and arguments[i - 1] == "--config" else word for i, word in enumerate(arguments)]
+    return {**row, "figures": figures}
+
+
+def write(model: Model, rows: list[dict[str, Any]]) -> None:
+    """The golden file of one model: one row a line."""
+    head = {
+        "model": model.name,
+        "model_type": model.model_type,
+        "layers": LAYERS,
+        "config": {"model_type": model.model_type, **model.config(LAYERS)},
+        "command": "trace_probe.py with the words of `probe`; CONFIG stands for the JSON of `config` without model_type",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    text = json.dumps(head, indent=1)[:-2] + ',\n "runs": [\n' + lines + "\n ]\n}\n"
+    part = GOLDEN / f"{model.name}.json.part"
+    part.write_text(text)
+    part.replace(GOLDEN / f"{model.name}.json")
+
+
+def main() -> None:
+    """Run what the command line names, or everything."""
+    path, names = Path(sys.argv[1]), sys.argv[2:]
+    probe = load_probe(path)
+    for model in MODELS:
+        if names and model.name not in names:
+            continue
+        family = model.model_type.removesuffix("_text")
+        importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+        rows: list[dict[str, Any]] = []
+        began = time.monotonic()
+        for run in runs(model):
+            rows.append(measure_run(probe, model, run))
+            if "error" in rows[-1]["figures"]:
+                print(model.name, run.name, rows[-1]["figures"], flush=True)
+            if len(rows) % 8 == 0:
+                write(model, rows)
+        write(model, rows)
+        print(f"{model.name}: {len(rows)} runs, {time.monotonic() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
