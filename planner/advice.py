@@ -75,46 +75,46 @@ def changes(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
 
 def _free(recipe: Recipe) -> Iterator[Change]:
     if recipe.attn == "eager":
-        yield Change({"attn": "sdpa"}, "the same attention, rounded differently")
+        yield Change({"attn": "sdpa"}, "same attention, rounded differently")
     if recipe.quantization in ("nf4", "fp4") and not recipe.double_quant:
-        yield Change({"double_quant": True}, "scales in 8 bits; no loss was found (QLoRA paper)")
+        yield Change({"double_quant": True}, "scales in 8 bits; no loss (QLoRA paper)")
     if recipe.loss == "full":
-        yield Change({"loss": "chunked"}, "the same loss in chunks: the head runs again in backward")
-        yield Change({"loss": "liger"}, "the same loss, fused; needs liger-kernel")
+        yield Change({"loss": "chunked"}, "same loss; the head runs twice")
+        yield Change({"loss": "liger"}, "same loss; needs liger-kernel")
     if recipe.attn == "sdpa" and recipe.padding:
-        yield Change({"attn": "flash_attention_2"}, "needs flash-attn and an Ampere card or newer")
+        yield Change({"attn": "flash_attention_2"}, "needs flash-attn and Ampere or newer")
 
 
 def _slower(recipe: Recipe) -> Iterator[Change]:
     if not recipe.gradient_checkpointing:
-        yield Change({"gradient_checkpointing": True}, "each layer runs forward twice: about 30 % more time")
+        yield Change({"gradient_checkpointing": True}, "about 30 % slower")
     if recipe.batch_size > 1:
         halved = {"batch_size": recipe.batch_size // 2, "grad_accum": recipe.grad_accum * ceil_div(recipe.batch_size, recipe.batch_size // 2)}
-        yield Change(halved, "as many samples a step, in more passes")
+        yield Change(halved, "same samples a step, more passes")
 
 
 def _in_fewer_bits(recipe: Recipe) -> Iterator[Change]:
     if recipe.optim in _IN_8_BITS:
-        yield Change({"optim": _IN_8_BITS[recipe.optim]}, "optimizer states in 8 bits")
+        yield Change({"optim": _IN_8_BITS[recipe.optim]}, "8-bit optimizer states")
     if recipe.optim in _PAGED:
-        yield Change({"optim": _PAGED[recipe.optim]}, "8-bit states that page out to the host: slow steps when they do")
+        yield Change({"optim": _PAGED[recipe.optim]}, "8-bit states; slow steps if they page out")
     half = recipe.mixed_precision if recipe.mixed_precision != "no" else recipe.compute_dtype
     if half in ("bf16", "fp16") and recipe.dtype != half and (recipe.method != "full" or half == "bf16"):
-        yield Change({"dtype": half}, f"weights are rounded to {half} when they are loaded")
+        yield Change({"dtype": half}, f"weights are rounded to {half}")
     if recipe.kbit_prepare:
-        yield Change({"kbit_prepare": False}, "no fp32 upcast: norms, embeddings and head stay in 16 bits")
+        yield Change({"kbit_prepare": False}, "no fp32 upcast of what is not quantised")
     if recipe.method != "full" and recipe.adapter_dtype == "fp32" and recipe.mixed_precision != "fp16":
-        yield Change({"adapter_dtype": "bf16"}, "adapters are trained in 16 bits")
+        yield Change({"adapter_dtype": "bf16"}, "adapters train in 16 bits")
     if recipe.quantization == "int8":
-        yield Change({"quantization": "nf4"}, "4-bit weights instead of 8-bit ones")
+        yield Change({"quantization": "nf4"}, "4-bit instead of 8-bit weights")
     if recipe.method == "lora" and recipe.quantization == "none":
-        yield Change({"method": "qlora"}, "4-bit base weights: slower steps")
+        yield Change({"method": "qlora"}, "4-bit base weights, slower steps")
 
 
 def _learns_less(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
     if recipe.method == "full":
-        yield Change({"method": "lora"}, "trains adapters, not the weights")
-        yield Change({"method": "qlora"}, "trains adapters over 4-bit weights")
+        yield Change({"method": "lora"}, "adapters, not the weights")
+        yield Change({"method": "qlora"}, "adapters over 4-bit weights")
     else:
         if recipe.dropout > 0:
             yield Change({"dropout": 0.0}, "adapters without dropout")
@@ -122,7 +122,7 @@ def _learns_less(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
             yield Change({"rank": recipe.rank // 2}, "adapters of half the rank")
         targets = _attention_targets(spec)
         if recipe.targets == "all-linear" and targets:
-            yield Change({"targets": targets}, "adapters on attention alone: learns less")
+            yield Change({"targets": targets}, "adapters on attention alone")
     if recipe.seq_len >= 2:
         yield Change({"seq_len": recipe.seq_len // 2}, "samples of half the length")
 
@@ -205,6 +205,8 @@ def next_command(report: Report) -> str:
         if smallest is not None:
             return command("estimate", report.model.id, known.asked, {**known.options, "gpu": short_name(smallest.device.name)})
     found = known.make_it_fit()
+    if found is None and report.device is not None:
+        return command("gpus", report.model.id, known.asked, {name: o for name, o in known.options.items() if name != "gpu"})
     if found is None:
         return command("compare", report.model.id, {}, {})
     knobs, card = found

@@ -93,7 +93,8 @@ def local_device() -> Device | None:
     """
     The first NVIDIA GPU that CUDA programs in this machine would see, or None: quickly, and without a CUDA context.
 
-    CUDA_VISIBLE_DEVICES is respected, as indices or UUIDs. `used_bytes` is what all processes hold on it now.
+    CUDA_VISIBLE_DEVICES is respected, as indices (in PCI bus order) or UUIDs. `total_bytes` is what this driver gives to
+    processes, `used_bytes` what all of them hold now.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = "0" if visible is None else visible.split(",")[0].strip()
@@ -123,15 +124,15 @@ def _from_nvml(pynvml: Any, first: str) -> Device:
         handle = pynvml.nvmlDeviceGetHandleByUUID(first.encode())
     name = pynvml.nvmlDeviceGetName(handle)
     name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    total, used = int(memory.total), int(memory.used)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    note = f"this machine's card: NVML reports {human(total)}; CUDA sees a little less"
-    known = next((card for card in model_specs.gpus() if card["name"] == name and card["nvidia_smi_mib"] == total // MIB), None)
-    if known is not None and _cuda_total(known) is not None:
-        total, why = _cuda_total(known) or total, _total_note(known)
-        note = f"this machine's card; {why}"
-    return Device(name, total, (int(major), int(minor)), bf16=int(major) >= 8, used_bytes=used, note=note)
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+        reserved = int(memory.reserved)
+    except pynvml.NVMLError:  # drivers before 510 have only the first version, whose total leaves the reserved part out
+        memory, reserved = pynvml.nvmlDeviceGetMemoryInfo(handle), 0
+    total = int(memory.total) - reserved
+    major, minor = (int(part) for part in pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+    note = f"this machine's card: what NVML reports, without the {human(reserved)} that the driver keeps"
+    return Device(name, total, (major, minor), bf16=major >= 8, used_bytes=int(memory.used), note=note)
 
 
 def _device(card: dict[str, Any], note: str = "") -> Device:
@@ -168,7 +169,7 @@ def _total_note(card: dict[str, Any]) -> str:
     if card["cuda_bytes_seen"]:
         lowest = min(card["cuda_bytes_seen"], key=lambda seen: seen["bytes"])["printed"]
         return f"total: the smallest that CUDA was seen to report ({lowest})"
-    return "total as nvidia-smi prints it; CUDA sees 0.4 to 2.8 % less on the cards where both are known"
+    return "total as nvidia-smi prints it; where both are known, CUDA sees 0.4 to 2.8 % less under Linux"
 
 
 def _key(text: str) -> str:

@@ -33,6 +33,7 @@ _HUB_ID = re.compile(r"(?=.{1,96}$)([A-Za-z0-9_][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A
 _NAMES = "name a Hub id such as `org/name`, a folder with a config.json, or a config.json"
 # Below this likeness (0 to 1) a suggestion is noise: the default of difflib.get_close_matches.
 _LIKE_ENOUGH = 0.6
+_WORD = 4  # letters that a name must share to be meant by a part of it
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Checkpoint:
     A checkpoint that was found: its config.json and what is known about it. No weights are read.
 
     Attributes:
-        id: The Hub id in its published spelling, or the path as given.
+        id: A bundled id in its published spelling; a Hub id or a path as given.
         config: The fields of its config.json, unchanged; `model_type` is always there.
         source: `bundled`, `hub: <id>@<commit>` or `file: <path>`.
         published_parameters: The count that was published, where one is known. It can count more than the modules hold.
@@ -149,8 +150,11 @@ def nearest_checkpoints(name: str, count: int = 3) -> list[str]:
     for target, part in ((wanted, slice(None)), (wanted.rpartition("/")[2], slice(-1, None))):
         matcher.set_seq2(target)
         for candidate in known:
-            matcher.set_seq1("/".join(candidate.split("/")[part]))
-            if matcher.real_quick_ratio() >= _LIKE_ENOUGH and matcher.quick_ratio() >= _LIKE_ENOUGH:
+            text = "/".join(candidate.split("/")[part])
+            matcher.set_seq1(text)
+            if len(target) >= _WORD and target in text:  # the family alone, such as `mistral-7b`
+                likeness[candidate] = max(likeness.get(candidate, _LIKE_ENOUGH), matcher.ratio())
+            elif matcher.real_quick_ratio() >= _LIKE_ENOUGH and matcher.quick_ratio() >= _LIKE_ENOUGH:
                 likeness[candidate] = max(likeness.get(candidate, 0.0), matcher.ratio())
     best = sorted((c for c in likeness if likeness[c] >= _LIKE_ENOUGH), key=lambda c: (-likeness[c], c))
     return [known[candidate] for candidate in best[:count]]

@@ -10,11 +10,11 @@ from typing import Any
 from planner.errors import InvalidConfigError, UnknownModelError
 from planner.units import MIB
 
-# A config.json is a few KiB, one that spells out tens of thousands of labels about one MiB. What is larger is another file
+# A config.json is a few KiB, some hundred with a list of every module that a quantiser skipped. What is larger is another file
 # given by mistake (weights, a tokenizer), and a hostile one must be refused in less than a second.
-MAX_CONFIG_BYTES = 2 * MIB
-# For the same reasons: two MiB hold 700 thousand empty lists, tens of thousands of labels are fewer values than these.
-MAX_VALUES = 200_000
+MAX_CONFIG_BYTES = MIB
+# For the same reasons: one MiB holds 350 thousand empty lists.
+MAX_VALUES = 100_000
 # Real ones nest four deep. A limit here lets everything that reads a config later recurse without fear.
 MAX_DEPTH = 64
 # Mamba-2 checkpoints publish `"time_step_limit": [0.0, Infinity]`: the one place where infinity means "no limit".

@@ -136,15 +136,25 @@ def _config_path(library: Any, repo_id: str, revision: str | None, seconds: floa
         if not cache_only:
             url = library.hf_hub_url(repo_id, "config.json", revision=revision)
             _check_size(library.get_hf_file_metadata(url, timeout=seconds).size, repo_id)
-        return Path(
-            library.hf_hub_download(repo_id, "config.json", revision=revision, etag_timeout=seconds, local_files_only=cache_only)
-        )
+        return _download(library, repo_id, "config.json", revision, seconds, cache_only=cache_only)
     except _failures(library) as error:
         if not isinstance(error, library.errors.RevisionNotFoundError) and not _is_missing_file(library, error):
             cached = library.try_to_load_from_cache(repo_id, "config.json", revision=revision)
             if isinstance(cached, str):
                 return Path(cached)
         raise _explain(library, error, repo_id, revision, cache_only=cache_only) from error
+
+
+def _download(library: Any, repo_id: str, file: str, revision: str | None, seconds: float, *, cache_only: bool = False) -> Path:
+    """Where the library put a file."""
+    path = library.hf_hub_download(
+        repo_id,
+        file,
+        revision=revision,
+        etag_timeout=seconds,
+        local_files_only=cache_only,
+    )
+    return Path(path)
 
 
 def _check_size(size: int | None, repo_id: str) -> None:
@@ -239,8 +249,8 @@ def _explain_missing_config(library: Any, repo_id: str, revision: str | None) ->
     files = [file.rfilename for file in info.siblings or ()] if info is not None else []
     if "adapter_config.json" in files:
         try:
-            path = library.hf_hub_download(repo_id, "adapter_config.json", revision=revision)
-            return adapter_error(repo_id, read_object(Path(path)))
+            path = _download(library, repo_id, "adapter_config.json", revision, FACTS_TIMEOUT_SECONDS)
+            return adapter_error(repo_id, read_object(path))
         except _failures(library, QplanError):
             return adapter_error(repo_id, {})
     base = getattr(info.card_data, "base_model", None) if info is not None else None

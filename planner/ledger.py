@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 
@@ -47,7 +47,7 @@ class Allocation(NamedTuple):
         category: What it is for.
         nbytes: Allocated bytes of all its instances: each rounded up to the allocator's 512-byte blocks.
         begin: First step at which it lives.
-        end: First step at which it no longer does (half-open).
+        end: First step at which it no longer does (half-open); at most the ledger's last.
         formula: Where the number comes from, for `--explain`; may be empty.
     """
 
@@ -112,25 +112,20 @@ class Ledger:
         """Live bytes at each step, from 0 to the last."""
         last = max((span.end for span in self.timeline), default=0)
         change = [0] * (last + 1)
-        for a in self.allocations:
-            change[a.begin] += a.nbytes
-            if a.end <= last:
-                change[a.end] -= a.nbytes
-        total, curve = 0, []
-        for delta in change[:last]:
-            total += delta
-            curve.append(total)
-        return curve
+        for _, _, nbytes, begin, end, _ in self.allocations:
+            change[begin] += nbytes
+            change[end] -= nbytes
+        return list(accumulate(change[:last]))
 
     @cached_property
     def peaks(self) -> dict[Phase, Peak]:
         """The peak of each phase of the timeline."""
         found: dict[Phase, tuple[int, int]] = {}
         for span in self.timeline:
-            for step in range(span.begin, span.end):
-                size = self.curve[step]
-                if span.phase not in found or size > found[span.phase][0]:
-                    found[span.phase] = (size, step)
+            stretch = self.curve[span.begin : span.end]
+            size = max(stretch, default=0)
+            if span.phase not in found or size > found[span.phase][0]:
+                found[span.phase] = (size, span.begin + stretch.index(size))
         return {phase: Peak(phase, step, size, self._by_category(step)) for phase, (size, step) in found.items()}
 
     def peak(self, phase: Phase | None = None) -> Peak:
@@ -140,12 +135,8 @@ class Ledger:
         return max(self.peaks.values(), key=lambda p: p.nbytes)
 
     def _by_category(self, step: int) -> dict[Category, int]:
-        return total_by_category(a for a in self.allocations if a.begin <= step < a.end)
-
-
-def total_by_category(allocations: Iterable[Allocation]) -> dict[Category, int]:
-    """Bytes of each category that occurs, in the order of `Category`."""
-    sums: dict[Category, int] = {}
-    for a in allocations:
-        sums[a.category] = sums.get(a.category, 0) + a.nbytes
-    return {category: sums[category] for category in Category if category in sums}
+        sums = dict.fromkeys(Category, 0)
+        for _, category, nbytes, begin, end, _ in self.allocations:
+            if begin <= step < end:
+                sums[category] += nbytes
+        return {category: nbytes for category, nbytes in sums.items() if nbytes}

@@ -17,7 +17,7 @@ from typing import Literal
 from planner.dtypes import DType
 from planner.errors import UnsupportedModelError, UnsupportedRecipeError
 from planner.recipe import Recipe
-from planner.spec import Module, ModelSpec, ModuleKind
+from planner.spec import ModelSpec, Module, ModuleKind
 from planner.stack import Behaviours
 from planner.targeting import OLD_EXPERT_NAMES, Targeting, find_targets, leaf, output_embedding, parameter_paths
 
@@ -207,7 +207,7 @@ class _Builder:
     def rows(self, module: Module) -> Iterator[PreparedModule]:
         """The row, split where its layers are treated differently."""
         if self.is_uniform or module.layers is None:
-            yield self._prepared(module, self._facts(module, module.paths()[0]))
+            yield self._prepared(module, self._facts(module, module.path))
             return
         groups: dict[_Facts, list[int]] = {}
         for layer, path in zip(module.layers, module.paths(), strict=True):

@@ -138,6 +138,8 @@ class Tape:
             subclasses, such as fake tensors, never (`can_accumulate_inplace`).
     """
 
+    default_in_place = True
+
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.names: list[tuple[str, str]] = []
@@ -146,7 +148,7 @@ class Tape:
         self.segments: list[Segment] = []
         self.grad_enabled = True
         self.autocast: DType | None = None
-        self.accumulates_in_place = True
+        self.accumulates_in_place = self.default_in_place
         self.scope = ""
         self.category = Category.ACTIVATION
         self._nodes: list[Node | _Boundary] = []

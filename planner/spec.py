@@ -81,6 +81,11 @@ class Module:
             return [self.name]
         return [self.name.replace("*", str(i), 1) for i in self.layers]
 
+    @property
+    def path(self) -> str:
+        """The first of the names that the row stands for."""
+        return self.name if self.layers is None else self.name.replace("*", str(self.layers[0]), 1)
+
 
 @dataclass(frozen=True)
 class Buffer:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from planner.errors import InvalidRecipeError, UnsupportedRecipeError
 from planner.recipe import Recipe
-from planner.spec import Module, ModelSpec, ModuleKind
+from planner.spec import ModelSpec, Module, ModuleKind
 from planner.stack import Behaviours
 
 ALL_LINEAR = "all-linear"
@@ -158,7 +158,8 @@ def check_patterns(patterns: Iterable[str], knob: str) -> None:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise InvalidRecipeError(
-                f"{knob} has `{pattern[:60]}`, which is no regular expression ({error})", hint="pass module names separated by commas"
+                f"{knob} has `{pattern[:60]}`, which is no regular expression ({error})",
+                hint="pass module names separated by commas",
             ) from None
 
 
@@ -209,9 +210,7 @@ def _resolve_string(spec: ModelSpec, targeting: Targeting, old_names: dict[str, 
             keys = [".".join(parts[:end]) for end in range(1, len(parts) + 1)] + parameter_paths(module, path)
             found.update(leaf(key) for key in keys if targeting.matches(key))
             inside = path.rpartition(".")[0]
-            found.update(
-                old for old, new in old_names.items() if leaf(path) == new and targeting.matches(f"{inside}.{old}")
-            )
+            found.update(old for old, new in old_names.items() if leaf(path) == new and targeting.matches(f"{inside}.{old}"))
     return frozenset(found)
 
 

@@ -20,8 +20,8 @@ def unroll(tape: Tape, begin: int) -> tuple[list[Allocation], list[Span]]:
     birth, death = _lifetimes(tape)
     sizes, names, categories = tape.sizes, tape.names, tape.categories
     rows = [
-        Allocation(_name(*names[i]), categories[i], sizes[i], begin + birth[i], begin + death[i])
-        for i in range(len(sizes))
+        Allocation(f"{scope}: {name}" if scope else name, category, size, begin + born, begin + dead)
+        for (scope, name), category, size, born, dead in zip(names, categories, sizes, birth, death)
     ]
     for storage, times, since, until in _instances_between(tape, birth, death):
         scope, name = names[storage]
@@ -33,15 +33,11 @@ def unroll(tape: Tape, begin: int) -> tuple[list[Allocation], list[Span]]:
     return rows, [Span(s.phase, begin + s.begin, begin + s.end) for s in tape.segments if s.end > s.begin]
 
 
-def _name(scope: str, name: str) -> str:
-    return f"{scope}: {name}" if scope else name
-
-
 def _lifetimes(tape: Tape) -> tuple[list[int], list[int]]:
     """The event at which each storage is born, and the one at which it dies."""
-    end = len(tape.events)
+    end = tape.segments[-1].end
     birth, death = [0] * len(tape.sizes), [end] * len(tape.sizes)
-    for step, event in enumerate(tape.events):
+    for step, event in enumerate(tape.events[:end]):
         if event >= 0:
             birth[event] = step
         else:

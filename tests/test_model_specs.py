@@ -103,7 +103,9 @@ def test_an_id_with_the_same_shapes_answers_as_itself():
     assert found["config"] == model_specs.checkpoint("meta-llama/Llama-2-70b-hf")["config"]
 
 
-@pytest.mark.parametrize("name", ["", "/", "gpus", "schema", "../planner/api", "__pycache__/x", "meta-llama/", "meta-llama", "\0/\0"])
+@pytest.mark.parametrize(
+    "name", ["", "/", "gpus", "schema", "../planner/api", "__pycache__/x", "meta-llama/", "meta-llama", "\0/\0"]
+)
 def test_no_other_name_leads_to_a_file(name: str):
     """Names are compared with what is there; none leads outside."""
     assert model_specs.checkpoint(name) is None

@@ -12,7 +12,7 @@ from planner.dtypes import DType
 from planner.errors import UnsupportedModelError, UnsupportedRecipeError
 from planner.preparation import Preparation, prepare
 from planner.recipe import Recipe
-from planner.spec import Module, ModelSpec, ModuleKind
+from planner.spec import ModelSpec, Module, ModuleKind
 from planner.stack import LATEST, behaviours, parse_stack, resolve
 
 torch = pytest.importorskip("torch")
@@ -67,7 +67,8 @@ def spec_of(model: Any) -> ModelSpec:
         kind = kind_of(module)
         if kind is None:
             rows += [
-                Module(f"{name}.{key}", ModuleKind.EXPERTS if p.dim() == 3 else ModuleKind.PARAMETER, tuple(p.shape)) for key, p in own.items()
+                Module(f"{name}.{key}", ModuleKind.EXPERTS if p.dim() == 3 else ModuleKind.PARAMETER, tuple(p.shape))
+                for key, p in own.items()
             ]
         elif own:
             bias = own["bias"].numel() if "bias" in own else 0
@@ -128,7 +129,12 @@ def real_table(model: Any) -> dict[str, tuple[Any, ...]]:
     """Every parameter of a real model: name -> (dtype or how it is quantised, shape, trained)."""
     table = {}
     for name, p in model.named_parameters():
-        short = name.removeprefix("base_model.model.").replace(".default", "").replace(".base_layer", "").replace(".original_module", "")
+        short = (
+            name.removeprefix("base_model.model.")
+            .replace(".default", "")
+            .replace(".base_layer", "")
+            .replace(".original_module", "")
+        )
         if ".modules_to_save" in short:  # the wrapper may sit further up
             owner, _, end = short.replace(".modules_to_save", "").rpartition(".")
             short = f"{owner}.modules_to_save.{end}"
@@ -250,7 +256,13 @@ def adapter_numbers(model: Any) -> dict[str, int]:
 @pytest.mark.parametrize("family", FUSED)
 @pytest.mark.parametrize(
     "knobs",
-    [{}, {"method": "lora"}, {"targets": ("q_proj", "o_proj")}, {"rank_pattern": {"down_proj": 4}}, {"targets": r".*(experts.*|q_proj|gate)"}],
+    [
+        {},
+        {"method": "lora"},
+        {"targets": ("q_proj", "o_proj")},
+        {"rank_pattern": {"down_proj": 4}},
+        {"targets": r".*(experts.*|q_proj|gate)"},
+    ],
     ids=str,
 )
 def test_fused_experts_are_adapted_as_peft_converts_them(family: str, knobs: dict[str, Any]) -> None:
@@ -365,7 +377,9 @@ def test_a_real_load_agrees_with_modules_replaced_by_hand(tmp_path: Any) -> None
     }
 
 
-@pytest.mark.parametrize("family", ["afmoe", "deepseek_v32", "deepseek_v4", "ernie4_5_moe", "glm_moe_dsa", "gpt_oss", "longcat_flash"])
+@pytest.mark.parametrize(
+    "family", ["afmoe", "deepseek_v32", "deepseek_v4", "ernie4_5_moe", "glm_moe_dsa", "gpt_oss", "longcat_flash"]
+)
 def test_kept_in_fp32_names_are_the_families_own(family: str) -> None:
     """
     The names that a family keeps in fp32 are those of its class.
@@ -401,7 +415,14 @@ def test_vision_towers_are_quantised_and_adapted() -> None:
     all-linear reaches the linear layers of a vision tower, and bitsandbytes replaces them.
     """
     text = {**LLAMA, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
-    vision = {"depth": 1, "hidden_size": 64, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 96, "fullatt_block_indexes": [0]}
+    vision = {
+        "depth": 1,
+        "hidden_size": 64,
+        "out_hidden_size": 64,
+        "num_heads": 4,
+        "intermediate_size": 96,
+        "fullatt_block_indexes": [0],
+    }
     config = AutoConfig.for_model("qwen2_5_vl", text_config=text, vision_config=vision)
 
     def made() -> Any:
@@ -423,7 +444,10 @@ def layered_llama(layers: int) -> ModelSpec:
         "mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96),
     }  # fmt: skip
     rows += [Module(f"model.layers.*.{name}", ModuleKind.LINEAR, shape, layers=stack) for name, shape in shapes.items()]
-    rows += [Module(f"model.layers.*.{name}", ModuleKind.NORM, (64,), layers=stack) for name in ("input_layernorm", "post_attention_layernorm")]
+    rows += [
+        Module(f"model.layers.*.{name}", ModuleKind.NORM, (64,), layers=stack)
+        for name in ("input_layernorm", "post_attention_layernorm")
+    ]
     rows += [Module("model.norm", ModuleKind.NORM, (64,)), Module("lm_head", ModuleKind.LINEAR, (128, 64))]
     return ModelSpec("layered", "llama", {}, tuple(rows))
 
@@ -431,7 +455,9 @@ def layered_llama(layers: int) -> ModelSpec:
 def one_row_a_module(prepared: Preparation) -> dict[str, tuple[Any, ...]]:
     """Every occurrence by its full name, with its treatment."""
     return {
-        path: (row.quantization, row.dtype, row.adapter, row.saved_copy, row.upcast_from) for row in prepared.modules for path in row.module.paths()
+        path: (row.quantization, row.dtype, row.adapter, row.saved_copy, row.upcast_from)
+        for row in prepared.modules
+        for path in row.module.paths()
     }
 
 
@@ -490,7 +516,10 @@ def test_mamba_out_proj_is_refused_with_targets_that_work() -> None:
     """
     all-linear on nemotron_h raises in PEFT over out_proj; the hint names what can be adapted.
     """
-    rows = (Module("model.layers.0.mixer.in_proj", ModuleKind.LINEAR, (8, 8)), Module("model.layers.0.mixer.out_proj", ModuleKind.LINEAR, (8, 8)))
+    rows = (
+        Module("model.layers.0.mixer.in_proj", ModuleKind.LINEAR, (8, 8)),
+        Module("model.layers.0.mixer.out_proj", ModuleKind.LINEAR, (8, 8)),
+    )
     recipe = resolve(Recipe(), LATEST, DType.BF16)
     with pytest.raises(UnsupportedRecipeError, match="Mamba") as caught:
         prepare(ModelSpec("m", "nemotron_h", {}, rows), recipe, behaviours(LATEST, recipe))

@@ -42,7 +42,9 @@ def test_a_stack_is_read_with_local_labels_and_gaps() -> None:
     assert stack.source == "as given"
 
 
-@pytest.mark.parametrize("text", ["", ",", "nope", "torch", "torch=2.1", "numpy==2.0", "torch==", "torch==new", "torch==2..1", "torch==2.1;rm", "==1"])
+@pytest.mark.parametrize(
+    "text", ["", ",", "nope", "torch", "torch=2.1", "numpy==2.0", "torch==", "torch==new", "torch==2..1", "torch==2.1;rm", "==1"]
+)
 def test_what_is_no_stack_is_refused_with_what_is(text: str) -> None:
     """
     Unknown packages and unreadable versions are one sentence and a way out.
@@ -90,7 +92,7 @@ def test_detecting_imports_no_library() -> None:
         "import sys; from planner.stack import parse_stack; parse_stack('auto');"
         "assert not {'torch', 'transformers', 'peft', 'trl', 'numpy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])  # noqa: S603
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
 
 
 # what changed between versions
@@ -213,7 +215,11 @@ def test_padding_is_assumed_for_batches_that_are_not_packed() -> None:
     """
     A mask reaches the model for batches above one, unless they are packed.
     """
-    assert [resolved(**knobs).padding for knobs in ({}, {"batch_size": 2}, {"batch_size": 2, "packing": True})] == [False, True, False]  # type: ignore[arg-type]
+    assert [resolved(**knobs).padding for knobs in ({}, {"batch_size": 2}, {"batch_size": 2, "packing": True})] == [
+        False,
+        True,
+        False,
+    ]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -263,13 +269,19 @@ def test_what_the_stack_takes_is_taken(stack: str, knobs: dict[str, Any]) -> Non
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """A trained-by-TRL tiny QLoRA model: the SFTTrainer after its construction, and its arguments."""
+    """A tiny QLoRA model after one step of a real SFTTrainer: the trainer and its arguments."""
     torch = pytest.importorskip("torch")
     transformers, peft, trl = (pytest.importorskip(name) for name in ("transformers", "peft", "trl"))
     datasets, tokenizers = pytest.importorskip("datasets"), pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("tiny")
     config = transformers.AutoConfig.for_model(
-        "llama", hidden_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=128, intermediate_size=96, num_key_value_heads=2
+        "llama",
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=128,
+        intermediate_size=96,
+        num_key_value_heads=2,
     )
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "<pad>": 2}, unk_token="a"))
@@ -277,10 +289,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), device_map="cpu"
+            folder,
+            quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+            device_map="cpu",
         )
         model = peft.prepare_model_for_kbit_training(model)
-        arguments = trl.SFTConfig(output_dir=str(folder), use_cpu=True, report_to=[])
+        arguments = trl.SFTConfig(
+            output_dir=str(folder), use_cpu=True, report_to=[], max_steps=1, save_strategy="no", disable_tqdm=True
+        )
         trainer = trl.SFTTrainer(
             model,
             args=arguments,
@@ -288,6 +304,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
             processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="b"),
             peft_config=peft.LoraConfig(r=4, target_modules="all-linear", use_dora=True, modules_to_save=["lm_head"]),
         )
+        trainer.train()  # checkpointing is enabled only here
     return trainer, arguments
 
 
@@ -296,7 +313,13 @@ def test_trl_leaves_trainable_parameters_as_the_behaviours_say(tiny: tuple[Any, 
     A real SFTTrainer: adapters and saved copies in bf16, magnitudes in fp32, what kbit-prepare cast in fp32.
     """
     facts = behaviours(detect(), Recipe())
-    types: dict[str, set[str]] = {"lora_A": set(), "lora_magnitude": set(), "modules_to_save": set(), "norm": set(), "embed": set()}
+    types: dict[str, set[str]] = {
+        "lora_A": set(),
+        "lora_magnitude": set(),
+        "modules_to_save": set(),
+        "norm": set(),
+        "embed": set(),
+    }
     for name, p in tiny[0].model.named_parameters():
         for part, seen in types.items():
             if part in name:
@@ -314,13 +337,18 @@ def test_trl_defaults_are_those_of_its_config(tiny: tuple[Any, Any]) -> None:
     """
     Optimizer, clipping, mixed precision, checkpointing and the fused head of a real SFTConfig and SFTTrainer.
     """
+    torch = pytest.importorskip("torch")
     trainer, arguments = tiny
     facts = behaviours(detect(), Recipe())
+    tokens = torch.tensor([[0, 1, 0]])
+    output = trainer.model.get_base_model()(input_ids=tokens, labels=tokens, fused_lm_head=True)
     checkpointing = next(m for m in trainer.model.modules() if hasattr(m, "_gradient_checkpointing_func"))
 
     assert (arguments.optim.value, arguments.max_grad_norm, arguments.bf16) == (facts.optim, facts.max_grad_norm, True)
     assert checkpointing._gradient_checkpointing_func.keywords == {"use_reentrant": facts.use_reentrant}
     assert facts.has_fused_head
+    assert output.get("logits") is None
+    assert output.log_probs.dtype is torch.float32
 
 
 def test_kbit_prepare_alone_leaves_torch_s_default_checkpointing() -> None:

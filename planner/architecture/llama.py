@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from planner.architecture.blocks import Dims, attention, gated_mlp, head, head_norms, norms, read_dims, rotary
+from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.structures import llama_like
 from planner.architecture.table import Table
 
 
@@ -103,9 +105,21 @@ def smollm3(config: Fields, out: Table) -> None:
     head(out, smollm3_text(config, out.within("model.")))
 
 
+def llama_decoder(config: Fields) -> Decoder:
+    """LlamaForCausalLM's structure."""
+    return llama_like(read_dims(config, strict=True), act=config.text("hidden_act", default="silu"))
+
+
+def mistral_decoder(config: Fields) -> Decoder:
+    """MistralForCausalLM's structure: Llama's, with a window."""
+    window = config.optional_integer("sliding_window") if "sliding_window" in config.values else 4096
+    act = config.text("hidden_act", default="silu")
+    return llama_like(read_dims(config, kv_heads=8), act=act, attention={"sliding_window": window})
+
+
 FAMILIES = {
-    "llama": Family(llama),
-    "mistral": Family(mistral),
+    "llama": Family(llama, llama_decoder),
+    "mistral": Family(mistral, mistral_decoder),
     "granite": Family(granite),
     "smollm3": Family(smollm3),
 }

@@ -70,4 +70,6 @@ FILES: dict[str, str] = {
     "lfm2": "lfm2",
     "gemma4": "gemma4",
     "gemma4_text": "gemma4",
+    "gemma3n": "gemma3n",
+    "gemma3n_text": "gemma3n",
 }

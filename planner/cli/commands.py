@@ -19,33 +19,41 @@ NAMES = ("estimate", "compare", "gpus", "models")
 ParserError: type[Any] = typer.BadParameter.__mro__[2]
 
 
-class Command(TyperCommand):
+class _Unvalidated:
     """
-    A command whose options are texts until the recipe reads them.
+    Options are texts until the recipe reads them.
 
     Typer builds a validator for each of some forty options, typed or not, and loads a validation library to do so; that takes
     longer than the whole estimate. Texts and switches need none.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for param in self.params:
-            param.process_value = _as_text(param)  # type: ignore[method-assign]
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, each without a validator."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if "process_value" not in vars(param):
+                param.process_value = _as_text(param)
+        return params
 
 
 def _as_text(param: Any) -> Any:
     """The processing of one parameter without a validator."""
-    checked = param.process_value
+    validated = param.process_value
 
     def process(ctx: Any, value: Any) -> Any:
-        if param.callback is not None or (param.required and not value):
-            return checked(ctx, value)  # Typer's own way: it raises where something must not be missing
-        return list(value or ()) if param.nargs == -1 else value
+        if param.required and not value:
+            return validated(ctx, value)  # raises what is raised for a missing argument
+        value = list(value or ()) if param.nargs == -1 else value
+        return value if param.callback is None else param.callback(ctx, param, value)
 
     return process
 
 
-class Commands(TyperGroup):
+class Command(_Unvalidated, TyperCommand):
+    """One command."""
+
+
+class Commands(_Unvalidated, TyperGroup):
     """The group of all commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:

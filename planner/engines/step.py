@@ -56,8 +56,8 @@ class _Step:
 
     def run(self, resting: Resting) -> Tape:
         t, recipe = self.t, self.recipe
-        inputs = [Storage(t, 8 * self.tokens, name, Category.INPUT) for name in ("input ids", "labels", "attention mask")]
         with t.phase(Phase.FORWARD):
+            inputs = [Storage(t, 8 * self.tokens, name, Category.INPUT) for name in ("input ids", "labels", "attention mask")]
             loss, output = self.forward()
         with t.phase(Phase.BACKWARD):
             t.category = Category.TEMPORARY
@@ -160,7 +160,7 @@ class _Step:
         recipe, t = self.recipe, self.t
         scores = recipe.seq_len * recipe.seq_len
         if self.kernel_name() == "eager":
-            batch = recipe.batch_size if recipe.padding else 1
+            batch = recipe.batch_size
             boolean = t.new(batch * scores, DType.BOOL, "causal mask", Category.INPUT)
             mask = t.new(batch * scores, dtype, "causal mask", Category.INPUT)
             del boolean
@@ -190,14 +190,19 @@ class _Step:
         Without a gradient into the embedding the first layer saves less than its siblings, and is a kind of its own.
         """
         counts: dict[tuple[object, ...], list[int]] = {}
+        uniform = self.is_uniform()
         for i, layer in enumerate(self.decoder.layers):
             alone = i == 0 and not input_needs_grad
-            key = (id(layer), alone, *self.variants(i))
+            key = (id(layer), alone, () if uniform else self.variants(i))
             counts.setdefault(key, []).append(i)
         kinds = list(counts.values())
         firsts = [(kind, len(layers), layers[0]) for kind, layers in enumerate(kinds)]
         lasts = [(kind, len(layers), layers[-1]) for kind, layers in enumerate(kinds) if len(layers) > 1]
         return firsts + lasts
+
+    def is_uniform(self) -> bool:
+        """Whether every name has one row: then layers can differ by their structure only."""
+        return len(self.preparation.by_name) == len(self.preparation.modules)
 
     def variants(self, layer: int) -> tuple[int, ...]:
         """Which of its rows each name of a layer has, where a name has several: layers that differ there are different kinds."""
@@ -310,12 +315,9 @@ class _Step:
         """Clipping, the step, and the end of the gradients (`zero_grad(set_to_none=True)`)."""
         t, recipe = self.t, self.recipe
         if recipe.max_grad_norm:
-            numels = [parameter.numel for parameter, _ in resting.trainables]
-            count = sum(count for _, count in resting.trainables)
-            first, second = clip_grad_norm(numels, resting.trainables[0][0].dtype)
-            more = (count - len(numels)) * 512  # a norm is one block, and there are as many as gradients
-            for moment in (first, second):
-                held = Storage(t, total_allocated(moment) + more, "gradient norms", Category.TEMPORARY)
+            numels = [parameter.numel for parameter, count in resting.trainables for _ in range(count)]
+            for moment in clip_grad_norm(numels, resting.trainables[0][0].dtype):
+                held = Storage(t, total_allocated(moment), "gradient norms", Category.TEMPORARY)
                 del held
         variant = VARIANTS[str(recipe.optim)]
         group: list[Parameter] = []

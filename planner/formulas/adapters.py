@@ -121,6 +121,41 @@ def dora_forward(
     return tuple(moments)
 
 
+def dora_kept_weight(
+    in_features: int,
+    out_features: int,
+    *,
+    input_dtype: DType,
+    weight_dtype: DType,
+    quantized: bool,
+    autocast_dtype: DType | None = None,
+) -> Tensors:
+    """
+    The dense base weight that DoRA with dropout keeps from the forward of a target to its backward; without dropout it keeps
+    none.
+
+    With dropout the base result is computed again from the dropped input, `F.linear(x, weight)`, and the gradient of x needs
+    the weight. It is a copy wherever the weight had to be dequantised or cast; a plain weight in the type of the product is the
+    parameter itself.
+
+    Args:
+        in_features: K.
+        out_features: M.
+        input_dtype: Type of the input of A.
+        weight_dtype: Type of the base weight, or the type that a quantised one is dequantised to.
+        quantized: Whether the base weight is in 4 bits.
+        autocast_dtype: What autocast computes products in; None where it is off.
+
+    Source:
+        peft@0.21.2, tuners/lora/variants.py, DoraLinearVariant.forward: `base_result = None` unless dropout is an identity;
+        tuners/lora/dora.py, DoraLinearLayer.forward.
+    """
+    product = autocast_dtype or input_dtype
+    if not quantized and weight_dtype is input_dtype and input_dtype is product:
+        return ()
+    return (TensorBytes("base weight", in_features * out_features * product.num_bytes),)
+
+
 def saved_module(parameters: Adapter) -> Adapter:
     """
     `modules_to_save`: a trainable copy of each parameter of the module, beside the frozen original, which stays.

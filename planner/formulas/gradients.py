@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.dtypes import DType
-from planner.formulas.blocks import TensorBytes, Tensors, largest
+from planner.formulas.blocks import Moments, TensorBytes, largest
 from planner.units import ceil_div
 
 # aten/src/ATen/native/cuda/MultiTensorApply.cuh: the piece of a tensor that one block of a foreach kernel works on.
@@ -26,7 +26,7 @@ def gradient(name: str, numel: int, dtype: DType) -> TensorBytes:
     return TensorBytes(f"{name}.grad", numel * dtype.num_bytes)
 
 
-def clip_grad_norm(numels: Sequence[int], dtype: DType) -> tuple[Tensors, Tensors]:
+def clip_grad_norm(numels: Sequence[int], dtype: DType) -> Moments:
     """
     What `clip_grad_norm_` makes over gradients that all have one type.
 
@@ -35,19 +35,18 @@ def clip_grad_norm(numels: Sequence[int], dtype: DType) -> tuple[Tensors, Tensor
         dtype: Their type.
 
     Returns:
-        Two moments. In the foreach norm: partial sums, one fp32 a tensor and chunk of the largest (65,536 elements), and the
-        norms, a tensor of one element each. Afterwards: the norms, their stack, and the total, its sum with epsilon, the
-        coefficient before and after clamping. The scaling is in place.
+        Three moments. In the foreach norm: partial sums, one fp32 for each tensor and chunk of the largest (65,536 elements), and
+        the norms, a tensor of one element each. Then the norms, their stack and the total. Then the total, its sum with epsilon,
+        the coefficient before and after clamping. The scaling is in place.
 
     Source:
         torch@2.13.0, nn/utils/clip_grad.py, _get_total_norm and _clip_grads_with_norm_;
         aten/src/ATen/native/cuda/ForeachReduceOp.cu, foreach_tensor_norm_cuda.
     """
     count, size = len(numels), dtype.num_bytes
-    norms = tuple(TensorBytes(f"norm {i}", size) for i in range(count))
     chunks = ceil_div(largest(numels), CHUNK_ELEMENTS)
     partial = TensorBytes("partial norms", count * chunks * DType.FP32.num_bytes)
-    stack = TensorBytes("stacked norms", count * size)
-    names = ("total norm", "total norm + eps", "clip coefficient", "clamped coefficient")
-    scalars = tuple(TensorBytes(name, size) for name in names)
-    return (partial, *norms), (*norms, stack, *scalars)
+    norms = tuple(TensorBytes(f"norm {i}", size) for i in range(count))
+    total = TensorBytes("total norm", size)
+    coefficients = tuple(TensorBytes(name, size) for name in ("total norm + eps", "clip coefficient", "clamped coefficient"))
+    return (partial, *norms), (*norms, TensorBytes("stacked norms", count * size), total), (total, *coefficients)

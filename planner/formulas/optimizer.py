@@ -188,7 +188,7 @@ def _bitsandbytes_states(variant: Variant, parameter: Parameter) -> tuple[State,
 
 
 def _adafactor_states(variant: Variant, parameter: Parameter) -> tuple[State, ...]:
-    """A row and a column of a matrix, a whole vector: fp32 and a scalar on the card in transformers', the gradient's type in torch's."""
+    """A row and a column of a matrix, a whole vector: fp32 and a scalar in transformers', the gradient's type in torch's."""
     is_torch = variant.library == "torch"
     size = parameter.dtype.num_bytes if is_torch else max(parameter.dtype.num_bytes, DType.FP32.num_bytes)
     scalar = State("step", host_bytes=DType.FP32.num_bytes) if is_torch else State("RMS", DType.FP32.num_bytes)

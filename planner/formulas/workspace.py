@@ -1,4 +1,4 @@
-"""Memory that CUDA kernels take from torch's allocator by themselves: cuBLAS's workspaces, and attention's scratch in backward."""
+"""Memory that CUDA kernels take from torch's allocator by themselves: cuBLAS's workspaces, scratch of attention's backward."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def efficient_backward_tile(head_dim: int, dtype: DType, capability: tuple[int, 
         return Tile(64, 64, is_half)
     if capability in ((8, 6), (8, 9)) and head_dim <= 96 and is_half:
         return Tile(128, 64, True)
-    has_room = capability in ((7, 0), (8, 0)) or capability[0] in (9, 10)
+    has_room = capability in ((7, 0), (8, 0), (8, 7)) or capability[0] in (9, 10)
     if not has_room or (not is_half and capability[0] < 8):
         return Tile(64, 64, False)
     if head_dim <= 128 and is_half:

@@ -136,7 +136,7 @@ def _phases(report: Report, terminal: Terminal) -> list[str]:
 
 def _traps(report: Report, terminal: Terminal) -> list[str]:
     rows = [
-        f"{human(trap.nbytes):>9}  " + terminal.paint(terminal.fit(trap.name, terminal.width - _LABEL - 11), "yellow")
+        f"{human(trap.nbytes) if trap.nbytes else '':>9}  " + terminal.paint(terminal.fit(trap.name, terminal.width - _LABEL - 11), "yellow")
         for trap in report.traps[:_SHOWN_TRAPS]
     ]
     if len(report.traps) > _SHOWN_TRAPS:
@@ -152,8 +152,7 @@ def _suggestions(report: Report, terminal: Terminal) -> list[str]:
         helps = suggestion.verdict is not None and suggestion.verdict.fits and not report.fits
         mark = terminal.paint("fits: ", "green") if helps else ""
         room = terminal.width - _LABEL - 11 - widest - 2 - (6 if helps else 0)
-        price = terminal.fit(suggestion.price, room) if room < len(suggestion.price) else suggestion.price
-        rows.append(f"{human(suggestion.saved_bytes):>9}  {suggestion.option:<{widest}}  {mark}{price}")
+        rows.append(f"{human(suggestion.saved_bytes):>9}  {suggestion.option:<{widest}}  {mark}{terminal.cut(suggestion.price, room)}")
     return labelled("save", rows, _LABEL)
 
 

@@ -63,6 +63,11 @@ class Terminal:
         head = (keep + 1) // 2
         return text[:head] + mark + (text[len(text) - (keep - head) :] if keep > head else "")
 
+    def cut(self, text: str, width: int) -> str:
+        """The text cut to a width, its end left out."""
+        mark = "…" if self.unicode else "..."
+        return text if len(text) <= width else text[: max(width - len(mark), 0)].rstrip(" ,:;") + mark
+
     def glyph(self, index: int) -> str:
         """The character of the index-th part of a bar, painted as there."""
         index %= len(_HUES)

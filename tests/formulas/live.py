@@ -5,11 +5,13 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+import pytest
+
+torch = pytest.importorskip("torch")
+modes = pytest.importorskip("torch.utils._python_dispatch")
 
 
-class LiveStorages(TorchDispatchMode):
+class LiveStorages(modes.TorchDispatchMode):
     """
     Counts the storages born while it is active: the outputs of every operation, until they are collected.
 

@@ -187,7 +187,7 @@ def test_int8_moments() -> None:
 
 @lru_cache
 def real_kernel_choice() -> Any:
-    """bitsandbytes' own choice of kernel. Its CUDA backend cannot be imported without CUDA: the function is taken out of the file."""
+    """bitsandbytes' own choice of kernel, taken out of its file: the CUDA backend cannot be imported without CUDA."""
     source = (Path(bnb.__file__).parent / "backends/cuda/ops.py").read_text()
     function = next(
         node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "_gemm_4bit_use_custom_cuda"
