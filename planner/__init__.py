@@ -34,6 +34,7 @@ __all__ = [
     "Report",
     "Stack",
     "Verdict",
+    "__version__",
     "compare",
     "estimate",
     "gpus",

@@ -1,8 +1,8 @@
 """
 The model as a recipe leaves it, before the first step: what is quantised, what each tensor rests in, what is adapted and trained.
 
-The stages follow the real script: transformers loads and bitsandbytes replaces, `prepare_model_for_kbit_training` casts, PEFT adapts, and
-the entry point casts once more.
+The stages follow the real script: transformers loads and bitsandbytes replaces, `prepare_model_for_kbit_training` casts, PEFT
+adapts, and the entry point casts once more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from planner.targeting import OLD_EXPERT_NAMES, Targeting, find_targets, leaf, o
 # transformers@5.23.0, `_keep_in_fp32_modules` of each family: not quantised, and fp32 where the load dtype is fp16.
 _KEPT_FROM_FP16 = {
     "afmoe": (
-        "input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm", "q_norm", "k_norm", "norm", "expert_bias",
+        "input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm",
+        "q_norm", "k_norm", "norm", "expert_bias",
     ),
     "deepseek_v32": ("indexer.weights_proj",),
     "deepseek_v4": (
@@ -35,11 +36,11 @@ _KEPT_FROM_FP16 = {
     "gpt_oss": ("post_attention_layernorm", "input_layernorm", "norm"),
     "longcat_flash": ("classifier.weight",),
 }  # fmt: skip
-# transformers@5.23.0, `_keep_in_fp32_modules_strict`: fp32 whatever the load dtype; families whose entries only name buffers are left out.
+# transformers@5.23.0, `_keep_in_fp32_modules_strict`: fp32 whatever the load dtype; families that only name buffers are left out.
 _KEPT_FROM_HALF = {
     "deepseek_v4": (
-        "attn_hc", "ffn_hc", "hc_head", "sinks", "position_bias", "e_score_correction_bias", "q_a_norm", "kv_norm", "input_layernorm",
-        "post_attention_layernorm", "norm",
+        "attn_hc", "ffn_hc", "hc_head", "sinks", "position_bias", "e_score_correction_bias",
+        "q_a_norm", "kv_norm", "input_layernorm", "post_attention_layernorm", "norm",
     ),
     "ernie4_5_moe": ("gate.weight", "moe_statics"),
 }  # fmt: skip

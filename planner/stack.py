@@ -1,8 +1,8 @@
 """
 Versions of the libraries, and what each version does to a training step.
 
-A `Stack` is a set of versions. `behaviours` maps it, for one entry point, to a few named facts; every fact names the version range
-and the file it was read from. Nothing here imports the libraries: versions come from the environment's metadata.
+A `Stack` is a set of versions. `behaviours` maps it, for one entry point, to a few named facts; every fact names the version
+range and the file it was read from. Nothing here imports the libraries: versions come from the environment's metadata.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def detect() -> Stack:
     The installed versions, from metadata alone; the newest profile where the environment is not complete.
 
     A mixture of installed and assumed versions would describe an environment that exists nowhere, so it is never returned.
-    Only the names of the metadata folders are read: `importlib.metadata` gives the same answer for a third of a cold start's time.
+    Only the names of the metadata folders are read: `importlib.metadata` gives the same answer, but its import is a third of a
+    cold start.
     """
     versions = _installed()
     missing = [package for package in PACKAGES if package not in versions]
@@ -78,7 +79,7 @@ def _installed() -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in sys.path:
         try:
-            names = os.listdir(folder or ".")
+            names = os.listdir(folder or ".")  # noqa: PTH208 - pathlib builds a path object for each of hundreds of names
         except OSError:  # a path that is no folder, or that may not be read, holds no metadata for an import either
             continue
         for name in names:
@@ -127,46 +128,52 @@ class Behaviours:
     What the libraries of one stack do on the path of one entry point, as far as memory can see it.
 
     Attributes:
-        use_reentrant: Which checkpointing runs where the recipe does not say.
-            transformers >= 5.0, modeling_utils.py, `_activation_checkpointing_enable`: no kwargs become use_reentrant False; before,
-            `gradient_checkpointing_enable` made them True. `prepare_model_for_kbit_training` passes {} (peft, utils/other.py), so
-            torch's default, True, holds until a trainer with its flag set enables checkpointing again when training starts. TRL < 0.26
-            clears that flag after preparing a quantised base, so True stays; TRL >= 0.28 sets False below transformers 5
+        use_reentrant: Which checkpointing runs where the recipe does not say. transformers >= 5.0, modeling_utils.py,
+            `_activation_checkpointing_enable`: no kwargs become use_reentrant False; before, `gradient_checkpointing_enable`
+            made them True. `prepare_model_for_kbit_training` passes {} (peft, utils/other.py), so torch's default, True,
+            holds until a trainer with its flag set enables checkpointing again when training starts. TRL < 0.26 clears that
+            flag after preparing a quantised base, so True stays; TRL >= 0.28 sets False below transformers 5
             (trainer/sft_trainer.py).
-        loss: How the loss is computed where the recipe does not say. TRL >= 1.6 chunks it (trainer/sft_config.py, `loss_type`).
-        has_fused_head: TRL >= 1.15 patches the model with a head and loss in one that never builds the logits (`add_fused_lm_head`).
-        has_chunked_loss: Whether there is a chunked loss: TRL >= 1.4, or what a loop brings itself; transformers' Trainer has none.
-        adapter_dtype: What LoRA's A and B rest in. PEFT >= 0.12 casts half-precision adapters to fp32 (tuners/tuners_utils.py,
-            `cast_adapter_dtype`); TRL >= 0.26 casts all that is trainable over a quantised base to bf16 (trainer/sft_trainer.py,
-            `__init__`).
+        loss: How the loss is computed where the recipe does not say. TRL >= 1.6 chunks it (trainer/sft_config.py,
+            `loss_type`).
+        has_fused_head: TRL >= 1.15 patches the model with a head and loss in one that never builds the logits
+            (`add_fused_lm_head`).
+        has_chunked_loss: Whether there is a chunked loss: TRL >= 1.4, or what a loop brings itself; transformers' Trainer has
+            none.
+        adapter_dtype: What LoRA's A and B rest in. PEFT >= 0.12 casts half-precision adapters to fp32
+            (tuners/tuners_utils.py, `cast_adapter_dtype`); TRL >= 0.26 casts all that is trainable over a quantised base to
+            bf16 (trainer/sft_trainer.py, `__init__`).
         magnitude_dtype: What DoRA's magnitudes rest in: TRL >= 1.15 leaves them out of that cast.
-        trains_quantized_in: The type that the entry point casts every other trainable parameter over a quantised base to, if any.
-        kbit_upcast: What is left in fp32 before the first step. `all`: every 16-bit parameter that is not quantised
-            (peft, utils/other.py, `prepare_model_for_kbit_training`). `norms`: TRL < 0.26 over a 4-bit base under bf16 casts modules
-            named lm_head, embed_tokens, wte or wpe back (trainer/utils.py, `peft_module_casting_to_bf16`): norms, and what those names
-            miss, stay in fp32. `none`: it was not called.
+        trains_quantized_in: The type that the entry point casts every other trainable parameter over a quantised base to, if
+            any.
+        kbit_upcast: What is left in fp32 before the first step. `all`: every 16-bit parameter that is not quantised (peft,
+            utils/other.py, `prepare_model_for_kbit_training`). `norms`: TRL < 0.26 over a 4-bit base under bf16 casts modules
+            named lm_head, embed_tokens, wte or wpe back (trainer/utils.py, `peft_module_casting_to_bf16`): norms, and what
+            those names miss, stay in fp32. `none`: it was not called.
         empty_cache_after_kbit_prepare: peft >= 0.20 ends kbit-prepare with `torch.cuda.empty_cache()` (`auto_clear_cache`).
         loss_extra_copies: 1 for transformers < 4.49, which shifted the logits, not the labels (loss/loss_utils.py,
-            `ForCausalLMLoss`). In forward, the fp32 logits [B,S,V] and their shifted contiguous copy [B,S-1,V] in fp32 are both alive,
-            beside the 16-bit logits and the last hidden states, while log_softmax writes its own fp32 output: 14 bytes an element of
-            the logits, not 10; both copies die when the loss returns. In backward the slice's gradient is a new zero-filled fp32
-            [B,S,V] beside [B,S-1,V]. A batch of one makes no copy: its slice is contiguous.
-        outputs_to_fp32: accelerate wraps forward under mixed precision and copies its half-precision outputs, the logits among them,
-            to fp32 after the loss is computed (utils/operations.py, `convert_outputs_to_fp32`).
+            `ForCausalLMLoss`). In forward, the fp32 logits [B,S,V] and their shifted contiguous copy [B,S-1,V] in fp32 are
+            both alive, beside the 16-bit logits and the last hidden states, while log_softmax writes its own fp32 output: 14
+            bytes an element of the logits, not 10; both copies die when the loss returns. In backward the slice's gradient is
+            a new zero-filled fp32 [B,S,V] beside [B,S-1,V]. A batch of one makes no copy: its slice is contiguous.
+        outputs_to_fp32: accelerate wraps forward under mixed precision and copies its half-precision outputs, the logits
+            among them, to fp32 after the loss is computed (utils/operations.py, `convert_outputs_to_fp32`).
         output_alive_in_backward: A hand-written loop keeps the model's output until the step ends; a trainer drops it
             (transformers, trainer.py, `compute_loss`).
         linear4bit_saves_input: Whether a frozen 4-bit linear saves its input for backward: no (bitsandbytes 0.50.2,
             autograd/_functions.py, `MatMul4Bit`).
-        experts_fused: transformers >= 5.0 stacks the experts of a layer in bare 3-D parameters, which bitsandbytes leaves alone.
-        quantizes_linear_subclasses: transformers < 5.6 replaces whatever `isinstance(module, nn.Linear)`, later versions only the
-            exact class (integrations/bitsandbytes.py, `replace_with_bnb_linear`).
-        converts_moe_targets: Which targets PEFT rewrites for fused experts (utils/transformers_weight_conversion.py): `all` from
-            0.20, `names` (neither all-linear nor a regex) in 0.19, `none` before.
+        experts_fused: transformers >= 5.0 stacks the experts of a layer in bare 3-D parameters, which bitsandbytes leaves
+            alone.
+        quantizes_linear_subclasses: transformers < 5.6 replaces whatever `isinstance(module, nn.Linear)`, later versions only
+            the exact class (integrations/bitsandbytes.py, `replace_with_bnb_linear`).
+        converts_moe_targets: Which targets PEFT rewrites for fused experts (utils/transformers_weight_conversion.py): `all`
+            from 0.20, `names` (neither all-linear nor a regex) in 0.19, `none` before.
         optim: AdamW where the recipe does not say: fused in the trainers with torch >= 2.8 and transformers >= 4.54
             (training_args.py, `default_optim`); in a loop torch.optim.AdamW's own choice.
         max_grad_norm: Clipping where the recipe does not say: 1.0 in the trainers (training_args.py), 0 in a loop.
         loads_on: Where `from_pretrained` puts the checkpoint: a quantised one straight on the card (transformers,
-            quantizers/quantizer_bnb_4bit.py, `update_device_map`), a 16-bit one without a device_map on the CPU, from where it is moved.
+            quantizers/quantizer_bnb_4bit.py, `update_device_map`), a 16-bit one without a device_map on the CPU, from where
+            it is moved.
     """
 
     use_reentrant: bool

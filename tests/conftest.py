@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,23 @@ def shared() -> Path:
     if not (folder / "measurements").is_dir():
         pytest.skip("the published measurements (../shared) are not beside this checkout")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--overwrite` writes the printed screens of tests/golden anew instead of comparing them."""
+    parser.addoption("--overwrite", action="store_true", help="write tests/golden/*.txt anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with tests/golden/NAME.txt, or write it there under `--overwrite`."""
+
+    def check(name: str, text: str) -> None:
+        path = REPOSITORY / "tests" / "golden" / f"{name}.txt"
+        if request.config.getoption("--overwrite"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+        assert text == path.read_text(encoding="utf-8"), f"tests/golden/{name}.txt differs; pytest --overwrite writes it anew"
+
+    return check

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from planner.device import Device
+from planner.engines.analytic import Analysis, Trap
 from planner.ledger import Allocation, Category, Ledger, Phase, Span
 from planner.recipe import Recipe
 from planner.spec import ModelSpec, ModuleKind
@@ -14,22 +13,7 @@ from planner.units import MIB
 ADAPTED = 10_000_000
 
 
-class FakeTrap:
-    """What an engine says of memory that costs silently."""
-
-    def __init__(self, name: str, nbytes: int, sentence: str) -> None:
-        self.name, self.nbytes, self.sentence = name, nbytes, sentence
-
-
-class FakeAnalysis:
-    """What an engine returns."""
-
-    def __init__(self, ledger: Ledger, **facts: Any) -> None:
-        self.ledger = ledger
-        self.__dict__.update(facts)
-
-
-def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None = None) -> FakeAnalysis:
+def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None = None) -> Analysis:
     """
     A ledger of five rows: the weights, what is trained, its state, the layers' activations, the logits.
     """
@@ -55,8 +39,8 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         Allocation("optimizer state", C.OPTIMIZER_STATE, state - paged, 1, 6),
     )
     spans = (Span(Phase.PREPARE, 0, 2), Span(Phase.FORWARD, 2, 4), Span(Phase.BACKWARD, 4, 5), Span(Phase.OPTIMIZER_STEP, 5, 6))
-    traps = (FakeTrap("fp32 upcast of the head", rest * 2, "kbit-prepare turns it to fp32"),) if recipe.kbit_prepare else ()
-    return FakeAnalysis(
+    traps = (Trap("fp32 upcast of the head", rest * 2, "kbit-prepare turns it to fp32"),) if recipe.kbit_prepare else ()
+    return Analysis(
         Ledger("analytic", rows, spans),
         steady_bytes=weights + kept + trained * 2 + state - paged,
         num_quantized_parameters=quantised,
@@ -67,17 +51,3 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         traps=traps,
         warnings=(),
     )
-
-
-def install() -> None:
-    """Put it in the place of the closed form, for a process that is not a test."""
-    import sys
-    import types
-
-    module = types.ModuleType("planner.engines.analytic")
-    module.analyse = analyse  # type: ignore[attr-defined]
-    module.Analysis = FakeAnalysis  # type: ignore[attr-defined]
-    sys.modules["planner.engines.analytic"] = module
-    import planner.engines
-
-    planner.engines.analytic = module  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""DeepSeek V2, V3 and V3.2, Kimi K2 and GLM-5: multi-head latent attention, dense layers first and then experts, some with an indexer."""
+"""DeepSeek V2 to V3.2, Kimi K2 and GLM-5: multi-head latent attention, dense layers first and then experts."""
 
 from __future__ import annotations
 
@@ -104,12 +104,13 @@ def _indexers(config: Fields, layers: int) -> list[str]:
     """
     if config.text("model_type") != "glm_moe_dsa":
         return ["full"] * layers
-    every, offset = config.integer("index_topk_freq", default=1, minimum=0), config.integer("index_skip_topk_offset", default=2, minimum=0)
+    every = config.integer("index_topk_freq", default=1, minimum=0)
+    offset = config.integer("index_skip_topk_offset", default=2, minimum=0)
     kinds = ["full" if max(i - offset + 1, 0) % max(every, 1) == 0 else "shared" for i in range(layers)]
     pattern = config.raw("index_topk_pattern")
     if "indexer_types" not in config and isinstance(pattern, str):
-        letters = {"F": "full", "S": "shared"}
-        return kinds_of(Fields({"index_topk_pattern": [letters.get(c, c) for c in pattern]}), "index_topk_pattern", kinds, _INDEXERS)
+        letters = [{"F": "full", "S": "shared"}.get(letter, letter) for letter in pattern]
+        config = Fields({"index_topk_pattern": letters}, path=config.path)
     name = "indexer_types" if "indexer_types" in config else "index_topk_pattern"
     return kinds_of(config, name, kinds, _INDEXERS)
 
@@ -129,20 +130,37 @@ def _experts(config: Fields, dims: Dims, layer: Table, variant: Variant, bias: b
 
 _V2 = Variant(
     {
-        "first_k_dense_replace": 0, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
-        "v_head_dim": 128, "n_routed_experts": 64, "n_shared_experts": 2, "moe_intermediate_size": 1407,
+        "first_k_dense_replace": 0,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 1407,
     },
-    corrected=False, mlp_bias=True, strict=True,
+    corrected=False,
+    mlp_bias=True,
+    strict=True,
 )
 _V3_SIZES = {
-    **_V2.defaults, "num_key_value_heads": 128, "first_k_dense_replace": 3, "n_routed_experts": 256, "n_shared_experts": 1,
+    **_V2.defaults,
+    "num_key_value_heads": 128,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
     "moe_intermediate_size": 2048,
 }
 _V3 = Variant(_V3_SIZES)
 _V32 = Variant({**_V3_SIZES, "index_n_heads": 64, "index_head_dim": 128}, indexed=True)
 _GLM5 = Variant(
     {
-        **_V32.defaults, "num_key_value_heads": 64, "q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256,
+        **_V32.defaults,
+        "num_key_value_heads": 64,
+        "q_lora_rank": 2048,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
         "index_n_heads": 32,
     },
     indexed=True,

@@ -1,4 +1,4 @@
-"""DeepSeek V4: one key and value head, attention over compressed keys, hyper-connections, and routing by hash in the first layers."""
+"""DeepSeek V4: one key head, attention over compressed keys, hyper-connections, and routing by hash in the first layers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def table(config: Fields, out: Table) -> None:
     model.embedding("embed_tokens", dims.vocab, dims.hidden)
     _attention(config, model, dims.layers, dims.hidden, dims.heads, dims.head_dim)
     router(layer, dims.hidden, number)
-    model.within("layers.*.", where(routing, "hash_moe")).buffer("mlp.gate.tid2eid", (dims.vocab, chosen), DType.INT64, persistent=True)
-    model.within("layers.*.", where(routing, "moe")).buffer("mlp.gate.e_score_correction_bias", (number,), persistent=True)
+    by_hash, by_score = model.within("layers.*.", where(routing, "hash_moe")), model.within("layers.*.", where(routing, "moe"))
+    by_hash.buffer("mlp.gate.tid2eid", (dims.vocab, chosen), DType.INT64, persistent=True)
+    by_score.buffer("mlp.gate.e_score_correction_bias", (number,), persistent=True)
     experts(layer, dims.hidden, inner, number)
     gated_mlp(layer, dims.hidden, inner, name="mlp.shared_experts", bias=bias)
     norms(layer, dims.hidden, "input_layernorm", "post_attention_layernorm")
@@ -90,9 +91,12 @@ def _compressor(config: Fields, at: Table, hidden: int, width: int, head_dim: in
 
 
 def _rotary(config: Fields, at: Table, name: str, head_dim: int) -> None:
-    turning = config.integer("qk_rope_head_dim", default=head_dim * 64 // 512, maximum=head_dim)
+    turning = config.integer("qk_rope_head_dim", default=max(1, head_dim // 8), maximum=head_dim)
     if "partial_rotary_factor" in config:
-        turning = int(head_dim * config.number("partial_rotary_factor"))
+        share = config.number("partial_rotary_factor")
+        if not 0 < share <= 1:
+            raise refusal(config, "partial_rotary_factor", "above 0 and at most 1")
+        turning = int(head_dim * share)
     for kind in ("main", "compress"):
         frequencies(at, name, (turning + 1) // 2, prefix=f"{kind}_")
 

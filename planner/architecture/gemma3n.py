@@ -6,10 +6,10 @@ from planner.architecture import gemma3n_audio, mobilenet
 from planner.architecture.blocks import Dims, gated_mlp, head, layer_types, norms, read_dims, refusal, rotary
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
-from planner.architecture.sections import filled, shared_head
+from planner.architecture.sections import filled, grouped, shared_head
 from planner.architecture.table import Table
 
-_NEEDS = "AltUp's parallel streams, Laurel's side paths, inputs of their own for each layer, and keys and values that layers share"
+_NEEDS = "AltUp's parallel streams, Laurel's side paths, inputs for each layer, and keys and values that layers share"
 # Widths of the towers' outputs, as their config classes have them.
 _IMAGE_WIDTH, _AUDIO_WIDTH = 2048, 1536
 
@@ -49,18 +49,19 @@ def decoder(config: Fields, model: Table) -> Dims:
     """
     config = filled(config, vocab_size=262_400, hidden_size=2048, num_hidden_layers=35, num_attention_heads=8)
     widths = _widths(config)
-    dims = read_dims(Fields({**config.values, "intermediate_size": max(widths)}, path=config.path), kv_heads=2, head_dim=256, tied=True, strict=True)
+    sizes = Fields({**config.values, "intermediate_size": max(widths)}, path=config.path)
+    dims = read_dims(sizes, kv_heads=2, head_dim=256, tied=True, strict=True)
     kinds = layer_types(config, dims, ("full_attention", "sliding_attention"), full_every=5)
     shared = config.integer("num_kv_shared_layers", default=15, minimum=0, maximum=dims.layers - 1)
     if set(kinds[: dims.layers - shared]) != set(kinds):
         raise refusal(config, "num_kv_shared_layers", "so small that each kind of layer has one that computes keys and values")
-    own, streams = config.integer("hidden_size_per_layer_input", default=256), config.integer("altup_num_inputs", default=4)
+    own, streams = config.integer("hidden_size_per_layer_input", default=256), config.layers("altup_num_inputs", default=4)
 
     model.embedding("embed_tokens", dims.vocab, dims.hidden)
     model.buffer("embed_tokens.embed_scale", (), None)
     _attention(config, dims, model, dims.layers - shared)
-    for width in dict.fromkeys(widths):
-        gated_mlp(model.within("layers.*.", [i for i, one in enumerate(widths) if one == width]), dims.hidden, width)
+    for width, chosen in grouped(widths).items():
+        gated_mlp(model.within("layers.*.", chosen), dims.hidden, width)
     _layer(config, dims, model.within("layers.*.", range(dims.layers)), own, streams)
     model.norm("norm", dims.hidden)
     tables = config.section("rope_parameters", default={})
@@ -95,9 +96,8 @@ def _attention(config: Fields, dims: Dims, model: Table, computing: int) -> None
 def _layer(config: Fields, dims: Dims, layer: Table, own: int, streams: int) -> None:
     """The norms of a layer, its AltUp, its Laurel, and its own input."""
     rank = config.integer("laurel_rank", default=64)
-    norms(
-        layer, dims.hidden, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
-    )
+    norms(layer, dims.hidden, "input_layernorm", "post_attention_layernorm")
+    norms(layer, dims.hidden, "pre_feedforward_layernorm", "post_feedforward_layernorm")
     layer.parameter("altup.correct_output_scale", (dims.hidden,))
     layer.buffer("altup.router_input_scale", (), None)
     layer.linear("altup.correction_coefs", streams, streams)

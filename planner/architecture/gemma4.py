@@ -1,4 +1,4 @@
-"""Gemma 4: layers of two head sizes, late layers that reuse keys and values, inputs of their own for each layer, and experts beside the MLP."""
+"""Gemma 4: two head sizes, late layers that reuse keys and values, inputs for each layer, and experts beside the MLP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from planner.architecture import gemma4_towers
 from planner.architecture.blocks import Dims, experts, gated_mlp, head, norms, read_dims, refusal, rotary
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
-from planner.architecture.sections import filled, kinds_of, shared_head
+from planner.architecture.sections import filled, grouped, kinds_of, shared_head
 from planner.architecture.table import Table
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -65,7 +65,12 @@ def decoder(config: Fields, model: Table) -> Dims:
         transformers@5.23.0, models/gemma4/modeling_gemma4.py, Gemma4TextModel.
     """
     config = filled(
-        config, vocab_size=262_144, hidden_size=2304, intermediate_size=9216, num_hidden_layers=30, num_attention_heads=8,
+        config,
+        vocab_size=262_144,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=30,
+        num_attention_heads=8,
     )
     dims = read_dims(config, kv_heads=4, head_dim=256, tied=True)
     layers = _layers(config, dims)
@@ -75,14 +80,13 @@ def decoder(config: Fields, model: Table) -> Dims:
     model.buffer("embed_tokens.embed_scale", (), None)
     layer = model.within("layers.*.", range(dims.layers))
     layer.buffer("layer_scalar", (1,), None, persistent=True)
-    for attention in dict.fromkeys(layers):
-        _attention(config, dims, model.within("layers.*.", [i for i, one in enumerate(layers) if one == attention]), attention)
-    wide = [i for i, one in enumerate(layers) if one.reuses and config.flag("use_double_wide_mlp", default=False)]
-    gated_mlp(model.within("layers.*.", [i for i in range(dims.layers) if i not in wide]), dims.hidden, dims.width)
-    gated_mlp(model.within("layers.*.", wide), dims.hidden, 2 * dims.width)
-    norms(
-        layer, dims.hidden, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
-    )
+    for attention, chosen in grouped(layers).items():
+        _attention(config, dims, model.within("layers.*.", chosen), attention)
+    wider = config.flag("use_double_wide_mlp", default=False)
+    for factor, chosen in grouped([2 if wider and one.reuses else 1 for one in layers]).items():
+        gated_mlp(model.within("layers.*.", chosen), dims.hidden, factor * dims.width)
+    norms(layer, dims.hidden, "input_layernorm", "post_attention_layernorm")
+    norms(layer, dims.hidden, "pre_feedforward_layernorm", "post_feedforward_layernorm")
     if own:
         layer.linear("per_layer_input_gate", dims.hidden, own)
         layer.linear("per_layer_projection", own, dims.hidden)
@@ -92,7 +96,8 @@ def decoder(config: Fields, model: Table) -> Dims:
     model.norm("norm", dims.hidden)
     _rotary(config, model, layers)
     if own:
-        model.embedding("embed_tokens_per_layer", config.integer("vocab_size_per_layer_input", default=262_144), dims.layers * own)
+        rows = config.integer("vocab_size_per_layer_input", default=262_144)
+        model.embedding("embed_tokens_per_layer", rows, dims.layers * own)
         model.buffer("embed_tokens_per_layer.embed_scale", (), None)
         model.linear("per_layer_model_projection", dims.hidden, dims.layers * own)
         model.norm("per_layer_projection_norm", own)

@@ -33,21 +33,22 @@ def image(config: Fields, out: Table) -> None:
     if config.flag("standardize", default=False):
         out.buffer("std_bias", (hidden,), None, persistent=True)
         out.buffer("std_scale", (hidden,), None, persistent=True)
-    out.parameter("patch_embedder.position_embedding_table", (2, config.integer("position_embedding_size", default=10_240), hidden))
+    positions = config.integer("position_embedding_size", default=10_240)
+    out.parameter("patch_embedder.position_embedding_table", (2, positions, hidden))
     out.linear("patch_embedder.input_proj", 3 * patch**2, hidden)
     frequencies(out, "encoder.rotary_emb", (head_dim // 2 + 1) // 2)
     layer = out.within("encoder.layers.*.", range(config.layers("num_hidden_layers", default=16)))
     for name, inputs, outputs in (
-        ("q_proj", hidden, heads * head_dim), ("k_proj", hidden, kv_heads * head_dim), ("v_proj", hidden, kv_heads * head_dim),
+        ("q_proj", hidden, heads * head_dim),
+        ("k_proj", hidden, kv_heads * head_dim),
+        ("v_proj", hidden, kv_heads * head_dim),
         ("o_proj", heads * head_dim, hidden),
     ):
         clippable(layer, f"self_attn.{name}", inputs, outputs, clipped=clipped)
     norms(layer, head_dim, "self_attn.q_norm", "self_attn.k_norm")
     for name, inputs, outputs in (("gate_proj", hidden, width), ("up_proj", hidden, width), ("down_proj", width, hidden)):
         clippable(layer, f"mlp.{name}", inputs, outputs, clipped=clipped)
-    norms(
-        layer, hidden, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
-    )
+    norms(layer, hidden, "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
 def audio(config: Fields, out: Table) -> None:
@@ -91,5 +92,3 @@ def _conformer(config: Fields, layer: Table, hidden: int, head_dim: int) -> None
     clippable(layer, "lconv1d.linear_end", hidden, hidden, clipped=clipped)
     layer.convolution("lconv1d.depthwise_conv1d", (hidden, 1, config.integer("conv_kernel_size", default=5)))
     norms(layer, hidden, "lconv1d.pre_layer_norm", "lconv1d.conv_norm", "norm_pre_attn", "norm_post_attn", "norm_out")
-
-

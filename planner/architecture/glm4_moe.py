@@ -17,7 +17,8 @@ def table(config: Fields, out: Table) -> None:
     """
     dims = read_dims(config, kv_heads=8)
     first = min(config.integer("first_k_dense_replace", default=1, minimum=0), dims.layers)
-    number, width = config.integer("n_routed_experts", "num_local_experts", default=128), config.integer("moe_intermediate_size", default=1408)
+    number = config.integer("n_routed_experts", "num_local_experts", default=128)
+    width = config.integer("moe_intermediate_size", default=1408)
     model = out.within("model.")
     layer, moe = model.within("layers.*.", range(dims.layers)), model.within("layers.*.", range(first, dims.layers))
 

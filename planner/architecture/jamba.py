@@ -19,7 +19,7 @@ def table(config: Fields, out: Table) -> None:
     dims, number = read_dims(config, kv_heads=8), config.integer("num_experts", "num_local_experts", default=16)
     attending = _every(config, "attn_layer", dims.layers, period=8, offset=4)
     routed = _every(config, "expert_layer", dims.layers, period=2, offset=1) if number > 1 else []
-    scanning = [i for i in range(dims.layers) if i not in attending]
+    scanning, plain = sorted(set(range(dims.layers)) - set(attending)), sorted(set(range(dims.layers)) - set(routed))
     state, rank = config.integer("mamba_d_state", default=16), time_rank(config, dims.hidden, "mamba_dt_rank")
 
     model = out.within("model.")
@@ -27,13 +27,19 @@ def table(config: Fields, out: Table) -> None:
     attention(model.within("layers.*.", attending), dims)
     mixer = model.within("layers.*.mamba.", scanning)
     scan(
-        mixer, dims.hidden, expanded(config, dims.hidden, "mamba_expand"), state, rank, config.integer("mamba_d_conv", default=4),
-        bias=config.flag("mamba_proj_bias", default=False), conv_bias=config.flag("mamba_conv_bias", default=True),
+        mixer,
+        dims.hidden,
+        expanded(config, dims.hidden, "mamba_expand"),
+        state,
+        rank,
+        config.integer("mamba_d_conv", default=4),
+        bias=config.flag("mamba_proj_bias", default=False),
+        conv_bias=config.flag("mamba_conv_bias", default=True),
     )
     mixer.norm("dt_layernorm", rank)
     mixer.norm("b_layernorm", state)
     mixer.norm("c_layernorm", state)
-    gated_mlp(model.within("layers.*.", [i for i in range(dims.layers) if i not in routed]), dims.hidden, dims.width, name="feed_forward")
+    gated_mlp(model.within("layers.*.", plain), dims.hidden, dims.width, name="feed_forward")
     moe = model.within("layers.*.", routed)
     router(moe, dims.hidden, number, name="feed_forward.router")
     experts(moe, dims.hidden, dims.width, number, name="feed_forward.experts")

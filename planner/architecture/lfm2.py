@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from planner.architecture.blocks import Dims, attention, head, norms, read_dims, rotary
+from planner.architecture.blocks import Dims, attention, head, norms, read_dims, refusal, rotary
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.sections import filled, kinds_of, where
 from planner.architecture.table import Table
+
+# Published models have 1; beyond this the factor is a mistake.
+_LARGEST_FACTOR = 1024
 
 
 def table(config: Fields, out: Table) -> None:
@@ -23,9 +26,8 @@ def table(config: Fields, out: Table) -> None:
     )
     dims = read_dims(config, kv_heads=8)
     attending = set(config.integers("full_attn_idxs", default=list(range(dims.layers))))
-    kinds = kinds_of(
-        config, "layer_types", ["full_attention" if i in attending else "conv" for i in range(dims.layers)], ("full_attention", "conv")
-    )
+    pattern = ["full_attention" if i in attending else "conv" for i in range(dims.layers)]
+    kinds = kinds_of(config, "layer_types", pattern, ("full_attention", "conv"))
     bias, width = config.flag("conv_bias", default=False), _width(config, dims)
 
     model = out.within("model.")
@@ -56,7 +58,10 @@ def _width(config: Fields, dims: Dims) -> int:
     width = config.integer("block_ff_dim", default=dims.width)
     if not config.flag("block_auto_adjust_ff_dim", default=True):
         return width
-    width = int(config.number("block_ffn_dim_multiplier", default=1.0) * (2 * width // 3))
+    factor = config.number("block_ffn_dim_multiplier", default=1.0)
+    if not 0 < factor <= _LARGEST_FACTOR:
+        raise refusal(config, "block_ffn_dim_multiplier", f"above 0 and at most {_LARGEST_FACTOR}")
+    width = int(factor * (2 * width // 3))
     step = config.integer("block_multiple_of", default=256)
     return step * -(-width // step)
 

@@ -10,7 +10,11 @@ from planner.architecture.table import Table
 from planner.dtypes import DType
 
 _TEXT = {
-    "hidden_size": 5120, "intermediate_size": 8192, "num_hidden_layers": 48, "num_attention_heads": 40, "vocab_size": 202_048,
+    "hidden_size": 5120,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "vocab_size": 202_048,
 }
 
 
@@ -47,9 +51,9 @@ def text_model(config: Fields, out: Table) -> None:
 def decoder(config: Fields, dims: Dims, model: Table) -> None:
     """The text decoder; the experts are stored [experts, in, out], the transpose of what other families do."""
     number, step = config.integer("num_local_experts", default=16), config.integer("interleave_moe_layer_step", default=1)
-    routed = config.integers("moe_layers", default=list(range(step - 1, dims.layers, step)))
-    moe = model.within("layers.*.", [i for i in range(dims.layers) if i in routed])
-    dense = model.within("layers.*.", [i for i in range(dims.layers) if i not in routed])
+    chosen = set(config.integers("moe_layers", default=list(range(step - 1, dims.layers, step))))
+    moe = model.within("layers.*.", [i for i in range(dims.layers) if i in chosen])
+    dense = model.within("layers.*.", [i for i in range(dims.layers) if i not in chosen])
     layer = model.within("layers.*.", range(dims.layers))
 
     model.embedding("embed_tokens", dims.vocab, dims.hidden)
@@ -69,7 +73,8 @@ def _tower(config: Fields, out: Table) -> None:
     patch, channels = config.integer("patch_size", default=14), config.integer("num_channels", default=3)
     head_dim = whole_heads(config, hidden, config.integer("num_attention_heads", default=16))
     positions = (config.integer("image_size", default=448) // patch) ** 2 + 1
-    shuffled, projected = config.integer("projector_input_dim", default=4096), config.integer("projector_output_dim", default=4096)
+    shuffled = config.integer("projector_input_dim", default=4096)
+    projected = config.integer("projector_output_dim", default=4096)
 
     out.parameter("class_embedding", (hidden,))
     out.parameter("positional_embedding_vlm", (positions, hidden))

@@ -19,11 +19,18 @@ def mamba(config: Fields, out: Table, *, weightless_norms: bool = False) -> None
     """
     hidden, state = config.integer("hidden_size"), config.integer("state_size", default=16)
     mixer = _stack(config, out, tied=True)
-    # The class computes the width from `expand`, but an intermediate_size in the file wins: Falcon Mamba's `expand` of 16 is not meant.
+    # The class computes the width from `expand`, but an intermediate_size in the file wins, as Falcon Mamba's does over its
+    # `expand` of 16.
     inner = config.integer("intermediate_size", default=expanded(config, hidden))
     scan(
-        mixer, hidden, inner, state, time_rank(config, hidden), config.integer("conv_kernel", default=4),
-        bias=config.flag("use_bias", default=False), conv_bias=config.flag("use_conv_bias", default=True),
+        mixer,
+        hidden,
+        inner,
+        state,
+        time_rank(config, hidden),
+        config.integer("conv_kernel", default=4),
+        bias=config.flag("use_bias", default=False),
+        conv_bias=config.flag("use_conv_bias", default=True),
     )
     if weightless_norms:
         mixer.buffer("dt_layernorm.weight", (inner,), None)
@@ -31,9 +38,7 @@ def mamba(config: Fields, out: Table, *, weightless_norms: bool = False) -> None
         mixer.buffer("c_layernorm.weight", (state,), None)
 
 
-def scan(
-    mixer: Table, hidden: int, inner: int, state: int, rank: int, kernel: int, *, bias: bool, conv_bias: bool
-) -> None:
+def scan(mixer: Table, hidden: int, inner: int, state: int, rank: int, kernel: int, *, bias: bool, conv_bias: bool) -> None:
     """The mixer of the first generation."""
     mixer.parameter("A_log", (inner, state))
     mixer.parameter("D", (inner,))
@@ -58,16 +63,29 @@ def mamba2(config: Fields, out: Table) -> None:
             f"num_heads x head_dim is {heads * head_dim} in config.json; it must equal expand x hidden_size ({inner})"
         )
     scan2(
-        _stack(config, out, tied=False), hidden, inner, heads,
-        groups=config.integer("n_groups", default=8), state=config.integer("state_size", default=128),
+        _stack(config, out, tied=False),
+        hidden,
+        inner,
+        heads,
+        groups=config.integer("n_groups", default=8),
+        state=config.integer("state_size", default=128),
         kernel=config.integer("conv_kernel", default=4),
-        bias=config.flag("use_bias", default=False), conv_bias=config.flag("use_conv_bias", default=True),
+        bias=config.flag("use_bias", default=False),
+        conv_bias=config.flag("use_conv_bias", default=True),
     )
 
 
 def scan2(
-    mixer: Table, hidden: int, inner: int, heads: int,
-    *, groups: int, state: int, kernel: int, bias: bool, conv_bias: bool,
+    mixer: Table,
+    hidden: int,
+    inner: int,
+    heads: int,
+    *,
+    groups: int,
+    state: int,
+    kernel: int,
+    bias: bool,
+    conv_bias: bool,
 ) -> None:
     """The mixer of the second generation: scalars a head, and one projection for everything that the scan takes."""
     convolved = inner + 2 * groups * state

@@ -31,7 +31,9 @@ def table(config: Fields, out: Table) -> None:
     text, image = config.section("text_config", default=_TEXT), config.section("vision_config", default=_IMAGE)
     kind = text.text("model_type", default="mistral")
     if kind not in ("mistral", "ministral3"):
-        raise UnsupportedModelError(f"text_config.model_type is '{kind}'; the decoder of a mistral3 model is mistral or ministral3")
+        raise UnsupportedModelError(
+            f"text_config.model_type is '{kind[:40]}'; the text decoder of a mistral3 model is known as mistral or ministral3"
+        )
     text = filled(text, **{**_BOTH, **(_MISTRAL if kind == "mistral" else _MINISTRAL3)})
     dims = read_dims(text, kv_heads=8)
     patches = image.integer("hidden_size", default=1024)

@@ -22,7 +22,12 @@ def table(config: Fields, out: Table) -> None:
         transformers@5.23.0, models/mllama/modeling_mllama.py, MllamaForConditionalGeneration.
     """
     text = section(
-        config, "text_config", hidden_size=4096, intermediate_size=14_336, num_hidden_layers=40, num_attention_heads=32,
+        config,
+        "text_config",
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=40,
+        num_attention_heads=32,
         vocab_size=128_256,
     )
     dims = read_dims(text, kv_heads=8, strict=True)
@@ -34,7 +39,7 @@ def table(config: Fields, out: Table) -> None:
 
 
 def _decoder(config: Fields, dims: Dims, model: Table) -> None:
-    cross = config.integers("cross_attention_layers", default=_CROSS)
+    cross = set(config.integers("cross_attention_layers", default=_CROSS))
     crossed = model.within("layers.*.", [i for i in range(dims.layers) if i in cross])
     plain = model.within("layers.*.", [i for i in range(dims.layers) if i not in cross])
 

@@ -25,7 +25,9 @@ def tower(config: Fields, out: Table) -> None:
     name = config.text("architecture", default=_KNOWN)
     if name != _KNOWN or config.raw("model_args"):
         given = name if name != _KNOWN else f"{name} with model_args"
-        raise UnsupportedModelError(f"vision_config.architecture is '{given[:60]}'; the only image tower known here is {_KNOWN} as published")
+        raise UnsupportedModelError(
+            f"vision_config.architecture is '{given[:60]}'; the only image tower of this family that is known is {_KNOWN}"
+        )
     out.convolution("conv_stem.conv", (_STEM, 3, 3, 3), bias=True)
     out.norm("conv_stem.bn", _STEM)
     _edge(out.within("blocks.0.*.", (0,)), _STEM, 128)

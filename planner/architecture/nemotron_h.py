@@ -31,17 +31,19 @@ def table(config: Fields, out: Table) -> None:
     model.embedding("embeddings", dims.vocab, dims.hidden)
     model.within("layers.*.", range(dims.layers)).norm("norm", dims.hidden)
     scan2(
-        model.within("layers.*.mixer.", where(kinds, "linear_attention")), dims.hidden,
-        heads * config.integer("mamba_head_dim", default=64), heads,
-        groups=config.integer("mamba_n_groups", "n_groups", default=8), state=config.integer("ssm_state_size", default=128),
+        model.within("layers.*.mixer.", where(kinds, "linear_attention")),
+        dims.hidden,
+        heads * config.integer("mamba_head_dim", default=64),
+        heads,
+        groups=config.integer("mamba_n_groups", "n_groups", default=8),
+        state=config.integer("ssm_state_size", default=128),
         kernel=config.integer("mamba_d_conv", "conv_kernel", default=4),
         bias=config.flag("use_bias", default=False),
         conv_bias=config.flag("mamba_conv_bias", "use_conv_bias", default=True),
     )
     attention(model.within("layers.*.", where(kinds, "full_attention")), dims, name="mixer")
-    plain_mlp(
-        model.within("layers.*.", where(kinds, "mlp")), dims.hidden, dims.width, name="mixer", up="up_proj", down="down_proj", bias=bias
-    )
+    plain = model.within("layers.*.", where(kinds, "mlp"))
+    plain_mlp(plain, dims.hidden, dims.width, name="mixer", up="up_proj", down="down_proj", bias=bias)
     _experts(config, dims, model.within("layers.*.", where(kinds, "moe")), bias)
     model.norm("norm_f", dims.hidden)
     out.linear("lm_head", dims.hidden, dims.vocab)
@@ -49,7 +51,8 @@ def table(config: Fields, out: Table) -> None:
 
 def _experts(config: Fields, dims: Dims, layer: Table, bias: bool) -> None:
     """Experts without a gate of their own, in a smaller space where the config gives one."""
-    number, width = config.integer("n_routed_experts", "num_local_experts", default=8), config.integer("moe_intermediate_size", default=7688)
+    number = config.integer("n_routed_experts", "num_local_experts", default=8)
+    width = config.integer("moe_intermediate_size", default=7688)
     latent = config.optional_integer("moe_latent_size", minimum=1)
     inputs = dims.hidden if latent is None else latent
     layer.experts("mixer.experts.up_proj", (number, width, inputs))
@@ -78,7 +81,8 @@ def _kinds(config: Fields) -> list[str]:
         kinds = [_OF_LETTER.get(letter, letter) for letter in config.text(name)]
     for kind in kinds:
         if kind not in _OF_LETTER.values():
-            raise InvalidConfigError(f"{name} has '{kind[:40]}' in config.json; it must be one of {', '.join(_OF_LETTER.values())}")
+            known = ", ".join(_OF_LETTER.values())
+            raise InvalidConfigError(f"{name} has '{kind[:40]}' in config.json; it must be one of {known}")
     if not 1 <= len(kinds) <= MAX_LAYERS:
         raise InvalidConfigError(f"{name} lists {len(kinds)} layers in config.json; it must list from 1 to {MAX_LAYERS}")
     return kinds

@@ -19,11 +19,16 @@ def table(config: Fields, out: Table, tower: Callable[[Fields, Table], None]) ->
     The module table.
 
     Source:
-        transformers@5.23.0, models/qwen2_5_vl/modeling_qwen2_5_vl.py, Qwen2_5_VLForConditionalGeneration; the same names in qwen2_vl.
+        transformers@5.23.0, models/qwen2_5_vl/modeling_qwen2_5_vl.py, Qwen2_5_VLForConditionalGeneration; models/qwen2_vl has the
+        same names.
     """
     text = filled(
         config.section("text_config") if "text_config" in config else config,
-        hidden_size=8192, intermediate_size=29_568, num_hidden_layers=80, num_attention_heads=64, vocab_size=152_064,
+        hidden_size=8192,
+        intermediate_size=29_568,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        vocab_size=152_064,
     )
     dims = read_dims(text, kv_heads=8, strict=True)
     dims = replace(dims, head_dim=dims.hidden // dims.heads)  # the attention class reads no head_dim

@@ -13,10 +13,20 @@ from planner.architecture.table import Table
 _NEEDS = "gated delta networks: a convolution and a chunked recurrence"
 _LINEAR, _FULL = "linear_attention", "full_attention"
 
-_SMALL = {"hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 32, "num_attention_heads": 16, "vocab_size": 248_320}
+_SMALL = {
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "vocab_size": 248_320,
+}
 # The MoE classes of Qwen3.5 have no plain MLP, and no width for one.
 _SPARSE = {
-    "hidden_size": 2048, "intermediate_size": 1, "num_hidden_layers": 40, "num_attention_heads": 16, "vocab_size": 248_320,
+    "hidden_size": 2048,
+    "intermediate_size": 1,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 16,
+    "vocab_size": 248_320,
     "num_experts": 256,
 }
 

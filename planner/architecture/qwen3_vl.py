@@ -20,7 +20,12 @@ def dense(config: Fields, out: Table) -> None:
         transformers@5.23.0, models/qwen3_vl/modeling_qwen3_vl.py, Qwen3VLForConditionalGeneration.
     """
     text = section(
-        config, "text_config", hidden_size=4096, intermediate_size=22_016, num_hidden_layers=32, num_attention_heads=32,
+        config,
+        "text_config",
+        hidden_size=4096,
+        intermediate_size=22_016,
+        num_hidden_layers=32,
+        num_attention_heads=32,
         vocab_size=151_936,
     )
     dims = read_dims(text, kv_heads=32, head_dim=128)
@@ -38,8 +43,15 @@ def sparse(config: Fields, out: Table) -> None:
         transformers@5.23.0, models/qwen3_vl_moe/modeling_qwen3_vl_moe.py, Qwen3VLMoeForConditionalGeneration.
     """
     text = section(
-        config, "text_config", hidden_size=2048, intermediate_size=5632, num_hidden_layers=24, num_attention_heads=16,
-        num_key_value_heads=16, vocab_size=151_936, moe_intermediate_size=1408,
+        config,
+        "text_config",
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        vocab_size=151_936,
+        moe_intermediate_size=1408,
     )
     text = filled(text, num_experts=text.integer("num_local_experts", default=60))
     vision.qwen3_vl(config.section("vision_config", default={}), out.within("model.visual."))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from planner.architecture.blocks import Dims
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
 from planner.errors import InvalidConfigError
 
+_Kind = TypeVar("_Kind")
 
 # The rotary tables of a decoder that places text and images together: `mrope_section` only says which channel belongs to which
 # axis, and a scaling changes no sizes.
@@ -55,8 +56,17 @@ def kinds_of(config: Fields, name: str, default: Sequence[str], allowed: Sequenc
         raise InvalidConfigError(f"{config.path}{name} lists {len(kinds)} layers in config.json; it must list {len(default)}")
     for kind in kinds:
         if kind not in allowed:
-            raise InvalidConfigError(f"{config.path}{name} has '{kind[:40]}' in config.json; it must be one of {', '.join(allowed)}")
+            known = ", ".join(allowed)
+            raise InvalidConfigError(f"{config.path}{name} has '{kind[:40]}' in config.json; it must be one of {known}")
     return kinds
+
+
+def grouped(kinds: Sequence[_Kind]) -> dict[_Kind, list[int]]:
+    """The indices of the layers of each kind, in the order in which the kinds first occur."""
+    groups: dict[_Kind, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        groups.setdefault(kind, []).append(index)
+    return groups
 
 
 def where(kinds: Sequence[str], *wanted: str) -> list[int]:

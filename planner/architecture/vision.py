@@ -75,7 +75,7 @@ def qwen2_vl(config: Fields, out: Table) -> None:
         transformers@5.23.0, models/qwen2_vl/modeling_qwen2_vl.py, Qwen2VisionTransformerPretrainedModel.
     """
     width, outputs = config.integer("embed_dim", default=1280), config.integer("hidden_size", default=3584)
-    inner = int(width * config.number("mlp_ratio", default=4))
+    inner = width * config.integer("mlp_ratio", default=4)
     _qwen_patches(config, out, width)
     block = _qwen_blocks(config, out, 32)
     block.norm("norm1", width, bias=True)

@@ -80,7 +80,7 @@ class _Step:
                 loss = chunked_loss(t, hidden, head, sequences=recipe.batch_size, vocab=decoder.vocab_size)
             else:
                 output = logits(t, hidden, head, softcap=decoder.logit_softcap, scaled=decoder.logit_scale)
-                shifts = self.known.loss_extra_copies > 0
+                shifts = self.known.loss_extra_copies > 0 and recipe.batch_size > 1
                 loss = full_loss(t, output, self.tokens, decoder.vocab_size, shifts_logits=shifts)
             del hidden
         if output is not None:

@@ -120,9 +120,7 @@ def int8_loading(numel: int, load_dtype: DType) -> Tensors:
     )
 
 
-def four_bit_forward(
-    numel: int, compute_dtype: DType, *, double_quant: bool, product_dtype: DType | None = None
-) -> Tensors:
+def four_bit_forward(numel: int, compute_dtype: DType, *, double_quant: bool, product_dtype: DType | None = None) -> Tensors:
     """
     What `y = x @ W.T` with a 4-bit W holds while the product runs, where no fused kernel reads W as it is.
 

@@ -55,12 +55,11 @@ def full_loss(t: Tape, given: Tensor, tokens: int, vocab: int, *, shifts_logits:
     """
     before, t.category = t.category, Category.LOGITS
     fp32 = t.cast(given, DType.FP32, "logits in fp32")
-    if shifts_logits:
-        fp32 = copy(t, fp32, "shifted logits")
+    shifted = copy(t, fp32, "shifted logits") if shifts_logits else fp32
     padded = t.new(tokens + 1, DType.INT64, "padded labels", Category.INPUT)
     labels = t.new(tokens, DType.INT64, "shifted labels", Category.INPUT)
-    loss = _cross_entropy(t, fp32, labels)
-    del padded
+    loss = _cross_entropy(t, shifted, labels)
+    del padded, fp32, shifted
     t.category = before
     return loss
 

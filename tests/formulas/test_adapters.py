@@ -161,9 +161,7 @@ def test_dora_with_dropout_keeps_the_base_weight(dtypes: tuple[DType, ...], quan
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast is not None), hooks:
         out = layer(x.requires_grad_(), base_result=None, **arguments)
-    kept = adapters.dora_kept_weight(
-        K, M, input_dtype=given, weight_dtype=stored, quantized=quantized, autocast_dtype=autocast
-    )
+    kept = adapters.dora_kept_weight(K, M, input_dtype=given, weight_dtype=stored, quantized=quantized, autocast_dtype=autocast)
 
     assert out.requires_grad
     assert sum(saved.values()) == total_bytes(kept)

@@ -64,8 +64,9 @@ def resting_bytes(name: str, run: str) -> int:
     """
     What the oracle leaves allocated between two steps, with its two differences from CUDA put right.
 
-    It holds the batch's token ids through the run, where a data loader's batch dies with its step; and it keeps bitsandbytes' shared
-    dynamic map on the CPU, where real quantisation leaves it on the card (functional.py, quantize_blockwise: `name2qmap["dynamic"]`).
+    It holds the batch's token ids through the run, where a data loader's batch dies with its step; and it keeps bitsandbytes'
+    shared dynamic map on the CPU, where real quantisation leaves it on the card (bitsandbytes@0.50.2, functional.py,
+    quantize_blockwise: `name2qmap["dynamic"]`).
     """
     recipe = document(name)["runs"][run]["recipe"]
     token_ids = round_up(recipe["batch_size"] * recipe["seq_len"] * DType.INT64.num_bytes, BLOCK_BYTES)
