@@ -75,40 +75,43 @@ def changes(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
 
 def _free(recipe: Recipe) -> Iterator[Change]:
     if recipe.attn == "eager":
-        yield Change({"attn": "sdpa"}, "same attention, rounded differently")
+        yield Change({"attn": "sdpa"}, "same maths, other rounding")
     if recipe.quantization in ("nf4", "fp4") and not recipe.double_quant:
-        yield Change({"double_quant": True}, "scales in 8 bits; no loss (QLoRA paper)")
+        yield Change({"double_quant": True}, "8-bit scales, no known loss")
     if recipe.loss == "full":
-        yield Change({"loss": "chunked"}, "same loss; the head runs twice")
+        yield Change({"loss": "chunked"}, "same loss, head runs twice")
         yield Change({"loss": "liger"}, "same loss; needs liger-kernel")
     if recipe.attn == "sdpa" and recipe.padding:
-        yield Change({"attn": "flash_attention_2"}, "needs flash-attn and Ampere or newer")
+        yield Change({"attn": "flash_attention_2"}, "needs flash-attn, Ampere+")
 
 
 def _slower(recipe: Recipe) -> Iterator[Change]:
     if not recipe.gradient_checkpointing:
         yield Change({"gradient_checkpointing": True}, "about 30 % slower")
     if recipe.batch_size > 1:
-        halved = {"batch_size": recipe.batch_size // 2, "grad_accum": recipe.grad_accum * ceil_div(recipe.batch_size, recipe.batch_size // 2)}
-        yield Change(halved, "same samples a step, more passes")
+        halved = {
+            "batch_size": recipe.batch_size // 2,
+            "grad_accum": recipe.grad_accum * ceil_div(recipe.batch_size, recipe.batch_size // 2),
+        }
+        yield Change(halved, "same step, more passes")
 
 
 def _in_fewer_bits(recipe: Recipe) -> Iterator[Change]:
     if recipe.optim in _IN_8_BITS:
         yield Change({"optim": _IN_8_BITS[recipe.optim]}, "8-bit optimizer states")
     if recipe.optim in _PAGED:
-        yield Change({"optim": _PAGED[recipe.optim]}, "8-bit states; slow steps if they page out")
+        yield Change({"optim": _PAGED[recipe.optim]}, "8-bit; slow if it pages out")
     half = recipe.mixed_precision if recipe.mixed_precision != "no" else recipe.compute_dtype
     if half in ("bf16", "fp16") and recipe.dtype != half and (recipe.method != "full" or half == "bf16"):
         yield Change({"dtype": half}, f"weights are rounded to {half}")
     if recipe.kbit_prepare:
-        yield Change({"kbit_prepare": False}, "no fp32 upcast of what is not quantised")
+        yield Change({"kbit_prepare": False}, "norms and head stay 16-bit")
     if recipe.method != "full" and recipe.adapter_dtype == "fp32" and recipe.mixed_precision != "fp16":
         yield Change({"adapter_dtype": "bf16"}, "adapters train in 16 bits")
     if recipe.quantization == "int8":
-        yield Change({"quantization": "nf4"}, "4-bit instead of 8-bit weights")
+        yield Change({"quantization": "nf4"}, "4-bit weights, not 8-bit")
     if recipe.method == "lora" and recipe.quantization == "none":
-        yield Change({"method": "qlora"}, "4-bit base weights, slower steps")
+        yield Change({"method": "qlora"}, "4-bit base, slower steps")
 
 
 def _learns_less(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
@@ -210,7 +213,12 @@ def next_command(report: Report) -> str:
     if found is None:
         return command("compare", report.model.id, {}, {})
     knobs, card = found
-    return command("estimate", report.model.id, {**known.asked, **knobs}, {**known.options, "gpu": known.options.get("gpu", short_name(card))})
+    return command(
+        "estimate",
+        report.model.id,
+        {**known.asked, **knobs},
+        {**known.options, "gpu": known.options.get("gpu", short_name(card))},
+    )
 
 
 def command(verb: str, model: str, knobs: dict[str, Any], options: dict[str, str]) -> str:

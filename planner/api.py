@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from planner import advice, catalog
@@ -25,7 +25,6 @@ from planner.report import (
     PhaseReport,
     Report,
     Suggestion,
-    Verdict,
 )
 from planner.spec import ModelSpec
 from planner.stack import Stack
@@ -52,7 +51,8 @@ def estimate(
 
     Args:
         model: A bundled id, a Hub id, a folder, a config.json; the fields of one; or a spec.
-        gpu: A card's name (`a6000`) or size (`80GiB`). None: the local card if there is one, else `report.verdicts` has the common ones.
+        gpu: A card's name (`a6000`) or size (`80GiB`). None: the local card if there is one; else `report.verdicts` has the
+            common ones.
         stack: `auto`, `latest` or `PKG==VERSION,...`.
         engine: `analytic`.
         revision: Branch, tag or commit of a Hub id.
@@ -96,7 +96,9 @@ def verdicts(
         QplanError: The request is wrong, or what it needs is missing.
     """
     job = _Job(_spec(model, revision), make_recipe(**knobs), _stack(stack))
-    cards = catalog.list_devices() if gpus is None else [catalog.find_device(gpu) if isinstance(gpu, str) else gpu for gpu in gpus]
+    cards = (
+        catalog.list_devices() if gpus is None else [catalog.find_device(gpu) if isinstance(gpu, str) else gpu for gpu in gpus]
+    )
     return job.judge(cards)
 
 
@@ -122,17 +124,17 @@ def compare(
     from planner import comparison
 
     if "method" in knobs:
-        raise InvalidRecipeError("method is given, but compare sets it", hint="pass methods=[...], or use estimate for one method")
-    rows = []
-    for model in models:
-        spec, versions = _spec(model, None), _stack(stack)
-        for method in methods:
-            given = knobs if method == "qlora" else {name: knob for name, knob in knobs.items() if name not in _QUANTIZED_ONLY}
+        raise InvalidRecipeError(
+            "method is given, but compare sets it", hint="pass methods=[...], or use estimate for one method"
+        )
+    versions = _stack(stack)
 
-            def run(given: dict[str, Any] = given, method: str = method, spec: ModelSpec = spec) -> Report:
-                return _Job(spec, make_recipe(method=method, **given), versions, asked={"method": method, **given}).report(None)
+    def run(spec: ModelSpec, method: str) -> Report:
+        given = {name: knob for name, knob in knobs.items() if method == "qlora" or name not in _QUANTIZED_ONLY}
+        return _Job(spec, make_recipe(method=method, **given), versions, asked={"method": method, **given}).report(None)
 
-            rows.append(comparison.row(spec.id, method, run))
+    specs = [_spec(model, None) for model in models]
+    rows = (comparison.row(spec.id, method, partial(run, spec, method)) for spec in specs for method in methods)
     return comparison.Comparison(rows=tuple(rows))
 
 
@@ -170,7 +172,7 @@ class _Job:
         """What the run needs, and the card's verdict: a suggestion's measure."""
         peak = self.analysis(device).ledger.peak()
         needed = verdicts_.sizes(peak.nbytes, device)
-        return advice.Outcome(needed.process_bytes, device and verdicts_.judge(needed, device, peak.phase.value))
+        return advice.Outcome(needed.process_bytes, None if device is None else verdicts_.judge(needed, device, peak.phase.value))
 
     def judge(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
         """The verdict of each card, the smallest first; cards that compute alike share one analysis."""
@@ -292,10 +294,8 @@ def _device_report(device: Device, needed: verdicts_.Sizes) -> DeviceReport:
 def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:
     if device is None or device.bf16 or "bf16" not in (recipe.mixed_precision, recipe.compute_dtype):
         return ()
-    return (
-        f"{device.name} has no bf16 arithmetic: torch emulates it, slowly; "
-        "most runs there use --compute-dtype fp16 --mixed-precision fp16 --dtype fp16",
-    )
+    usual = "--compute-dtype fp16 --mixed-precision fp16 --dtype fp16"
+    return (f"{device.name} has no bf16 arithmetic: torch emulates it, slowly; most runs there use {usual}",)
 
 
 def _check_engine(engine: str) -> None:

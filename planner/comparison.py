@@ -83,8 +83,8 @@ def row(model: str, method: str, run: Callable[[], Report]) -> Row:
         allocated_bytes=report.peak.allocated_bytes,
         process_bytes=report.peak.process_bytes,
         binding_phase=report.peak.phase,
-        smallest_card=card and card.device.name,
-        outcome=card and card.verdict.outcome,
+        smallest_card=None if card is None else card.device.name,
+        outcome=None if card is None else card.verdict.outcome,
     )
 
 

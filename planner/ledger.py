@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Category(str, Enum):
@@ -43,11 +44,12 @@ class Allocation(NamedTuple):
     Bytes that live from one step of a ledger's clock to another.
 
     Attributes:
-        name: What it is, for people: `lm_head: logits`.
+        name: What it is, for people: `logits`.
         category: What it is for.
         nbytes: Allocated bytes of all its instances: each rounded up to the allocator's 512-byte blocks.
         begin: First step at which it lives.
         end: First step at which it no longer does (half-open); at most the ledger's last.
+        scope: The module it belongs to: `self_attn.q_proj`; empty where there is none.
         formula: Where the number comes from, for `--explain`; may be empty.
     """
 
@@ -56,6 +58,7 @@ class Allocation(NamedTuple):
     nbytes: int
     begin: int
     end: int
+    scope: str = ""
     formula: str = ""
 
 
@@ -86,17 +89,59 @@ class Peak:
     by_category: dict[Category, int]
 
 
-@dataclass(frozen=True)
+class Rows:
+    """
+    Allocations by column, which is what sweeping over a thousand of them wants.
+
+    >>> rows = Rows()
+    >>> rows.add(Allocation("weight", Category.PARAMETER, 512, 0, 2))
+    >>> rows.sizes, rows.begins, rows.ends
+    ([512], [0], [2])
+    """
+
+    def __init__(self, allocations: Iterable[Allocation] = ()) -> None:
+        self.names: list[str] = []
+        self.categories: list[Category] = []
+        self.sizes: list[int] = []
+        self.begins: list[int] = []
+        self.ends: list[int] = []
+        self.scopes: list[str] = []
+        self.formulas: list[str] = []
+        for allocation in allocations:
+            self.add(allocation)
+
+    def add(self, allocation: Allocation) -> None:
+        """Append one allocation."""
+        for column, value in zip(self.columns, allocation, strict=True):
+            column.append(value)
+
+    @property
+    def columns(self) -> tuple[list[Any], ...]:
+        """The columns in the order of an `Allocation`'s fields."""
+        return self.names, self.categories, self.sizes, self.begins, self.ends, self.scopes, self.formulas
+
+
 class Ledger:
     """
     Every allocation of one run, on the clock of the engine that wrote it.
 
     Steps of different ledgers are not comparable; (phase, category) is.
+
+    Args:
+        engine: Who wrote it.
+        rows: Its allocations.
+        timeline: The phases' spans of its clock, in order.
     """
 
-    engine: str
-    allocations: tuple[Allocation, ...]
-    timeline: tuple[Span, ...]
+    def __init__(self, engine: str, rows: Rows | Iterable[Allocation], timeline: Iterable[Span]) -> None:
+        self.engine = engine
+        self.rows = rows if isinstance(rows, Rows) else Rows(rows)
+        self.timeline = tuple(timeline)
+
+    @cached_property
+    def allocations(self) -> tuple[Allocation, ...]:
+        """Every allocation, in the order of their births."""
+        return tuple(map(Allocation, *self.rows.columns))
 
     def live_at(self, step: int) -> list[Allocation]:
         """The allocations that live at a step, largest first."""
@@ -112,9 +157,9 @@ class Ledger:
         """Live bytes at each step, from 0 to the last."""
         last = max((span.end for span in self.timeline), default=0)
         change = [0] * (last + 1)
-        for _, _, nbytes, begin, end, _ in self.allocations:
-            change[begin] += nbytes
-            change[end] -= nbytes
+        for size, begin, end in zip(self.rows.sizes, self.rows.begins, self.rows.ends, strict=True):
+            change[begin] += size
+            change[end] -= size
         return list(accumulate(change[:last]))
 
     @cached_property
@@ -126,7 +171,7 @@ class Ledger:
             size = max(stretch, default=0)
             if span.phase not in found or size > found[span.phase][0]:
                 found[span.phase] = (size, span.begin + stretch.index(size))
-        return {phase: Peak(phase, step, size, self._by_category(step)) for phase, (size, step) in found.items()}
+        return {phase: Peak(phase, step, size, self.by_category(step)) for phase, (size, step) in found.items()}
 
     def peak(self, phase: Phase | None = None) -> Peak:
         """The peak of one phase, or of all."""
@@ -134,9 +179,11 @@ class Ledger:
             return self.peaks[phase]
         return max(self.peaks.values(), key=lambda p: p.nbytes)
 
-    def _by_category(self, step: int) -> dict[Category, int]:
+    def by_category(self, step: int) -> dict[Category, int]:
+        """Live bytes of each category at a step, in the order of `Category`; they add up to `live_bytes`."""
         sums = dict.fromkeys(Category, 0)
-        for _, category, nbytes, begin, end, _ in self.allocations:
+        rows = self.rows
+        for category, size, begin, end in zip(rows.categories, rows.sizes, rows.begins, rows.ends, strict=True):
             if begin <= step < end:
-                sums[category] += nbytes
-        return {category: nbytes for category, nbytes in sums.items() if nbytes}
+                sums[category] += size
+        return {category: size for category, size in sums.items() if size}

@@ -175,11 +175,12 @@ def prepare(spec: ModelSpec, recipe: Recipe, known: Behaviours) -> Preparation:
 
     Source:
         transformers@5.23.0, integrations/bitsandbytes.py, `replace_with_bnb_linear`; peft@0.21.2, utils/other.py,
-        `prepare_model_for_kbit_training`, and mapping_func.py, `get_peft_model`; trl@1.16.0, trainer/sft_trainer.py, `SFTTrainer.__init__`.
+        `prepare_model_for_kbit_training`, and mapping_func.py, `get_peft_model`; trl@1.16.0, trainer/sft_trainer.py,
+        `SFTTrainer.__init__`.
     """
     if not known.experts_fused and any(module.kind is ModuleKind.EXPERTS for module in spec.modules):
         raise UnsupportedModelError(
-            f"{spec.id} has fused experts from transformers 5.0 on; before, each expert was a module of its own, which is not planned here",
+            f"{spec.id} has fused experts from transformers 5.0 on; before, each was a module, which no table here describes",
             hint="pass --stack latest",
         )
     targeting = find_targets(spec, recipe, known) if recipe.method != "full" else None
@@ -254,7 +255,8 @@ class _Builder:
             handed = DType.FP16 if how == "int8" else stored  # Int8Params.to casts to fp16 first
         if saved and how:
             raise UnsupportedRecipeError(
-                f"modules_to_save matches `{module.name}`, which is quantised; only Tensors of floating point dtype can require gradients",
+                f"modules_to_save matches `{module.name}`, which is quantised; torch refuses: "
+                "only Tensors of floating point dtype can require gradients",
                 hint="leave it out, or adapt it with --targets",
             )
         return PreparedModule(
@@ -286,8 +288,8 @@ class _Builder:
             return None
         if module.name == self.head and self.known.has_fused_head:
             raise UnsupportedRecipeError(
-                f"targets match `{module.name}`; TRL refuses: Applying a PEFT adapter to `lm_head` is not supported, its fused head uses the "
-                "weight directly, so the adapter would never be trained",
+                f"targets match `{module.name}`; TRL refuses: Applying a PEFT adapter to `lm_head` is not supported, "
+                "its fused head uses the weight directly, so the adapter would never be trained",
                 hint="leave it out of --targets, or pass --entry-point trainer",
             )
         magnitude = 0
@@ -331,7 +333,7 @@ class _Builder:
 
 def _keys_not_to_convert(spec: ModelSpec, head: str | None) -> list[str]:
     """
-    Names that bitsandbytes skips: both sides of a tie, the owner of the last named parameter, the output embedding, and the family's own.
+    Names that bitsandbytes skips: both sides of a tie, the last named parameter's owner, the output embedding, the family's own.
 
     Source:
         transformers@5.23.0, quantizers/base.py, `get_keys_to_not_convert` and `get_modules_to_not_convert`.
@@ -351,7 +353,7 @@ def _parameter_adapter(module: Module, rank: int, dtype: DType) -> Adapter:
     """
     The tensors of `lora.ParamWrapper` around a weight [out, in] or stacked experts [experts, out, in].
 
-    The families that PEFT converts all store their experts so; the transposed ones (gpt_oss, llama4) are never wrapped on their own.
+    The families that PEFT converts all store their experts so; it never wraps the transposed ones (gpt_oss, llama4) by itself.
     """
     experts = module.shape[0] if len(module.shape) == 3 else 1
     outputs, inputs = module.shape[-2:]

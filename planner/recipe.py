@@ -114,7 +114,9 @@ class Recipe:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices and not (value is None and name in _MAY_BE_NONE):
-                raise InvalidRecipeError(f"{name} is {_shown(value)}; it must be one of {', '.join(choices)}", hint=_near(value, choices))
+                raise InvalidRecipeError(
+                    f"{name} is {_shown(value)}; it must be one of {', '.join(choices)}", hint=_near(value, choices)
+                )
         for name, (low, high) in RANGES.items():
             self._check_integer(name, low, high)
         for name in _SWITCHES:
@@ -168,13 +170,19 @@ class Recipe:
                 object.__setattr__(self, name, value := tuple(value))
             if isinstance(value, str) and name == "targets":
                 if not value.strip():
-                    raise InvalidRecipeError("targets is empty; it must name modules", hint="pass all-linear, or names such as q_proj,v_proj")
+                    raise InvalidRecipeError(
+                        "targets is empty; it must name modules", hint="pass all-linear, or names such as q_proj,v_proj"
+                    )
             elif not isinstance(value, tuple) or not all(isinstance(v, str) and v.strip() for v in value):
                 raise InvalidRecipeError(f"{name} is {_shown(value)}; it must be names of modules")
             elif name == "targets" and not value:
-                raise InvalidRecipeError("targets is empty; it must name modules", hint="pass all-linear, or names such as q_proj,v_proj")
+                raise InvalidRecipeError(
+                    "targets is empty; it must name modules", hint="pass all-linear, or names such as q_proj,v_proj"
+                )
         ranks = self.rank_pattern
-        if not isinstance(ranks, dict) or not all(isinstance(k, str) and type(r) is int and 1 <= r <= 1 << 16 for k, r in ranks.items()):
+        if not isinstance(ranks, dict) or not all(
+            isinstance(k, str) and type(r) is int and 1 <= r <= 1 << 16 for k, r in ranks.items()
+        ):
             raise InvalidRecipeError(f"rank_pattern is {_shown(ranks)}; it must map names of modules to ranks from 1 to 65536")
 
     def _check_together(self) -> None:
@@ -211,7 +219,9 @@ def make_recipe(**knobs: Any) -> Recipe:
     """
     for name in knobs:
         if name not in KNOBS:
-            raise InvalidRecipeError(f"{name} is no knob of a recipe", hint=_near(name, KNOBS) or f"the knobs are {', '.join(KNOBS)}")
+            raise InvalidRecipeError(
+                f"{name} is no knob of a recipe", hint=_near(name, KNOBS) or f"the knobs are {', '.join(KNOBS)}"
+            )
     return Recipe(**knobs)
 
 

@@ -21,72 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from planner.dtypes import DType
 from planner.ledger import Category, Phase
+from planner.tensors import Backward, Grads, Node, Saved, Storage, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-BLOCK = 512
-"""Bytes that an allocation is rounded up to (kMinBlockSize, c10/core/CachingDeviceAllocator.h)."""
-
-
-class Storage:
-    """Memory of one tensor and of all its views; allocated when made, freed when unreferenced."""
-
-    __slots__ = ("index", "tape")
-
-    def __init__(self, tape: Tape, nbytes: int, name: str, category: Category) -> None:
-        self.tape = tape
-        self.index = len(tape.sizes)
-        tape.sizes.append(-(-nbytes // BLOCK) * BLOCK)
-        tape.names.append((tape.scope, name))
-        tape.categories.append(category)
-        tape.events.append(self.index)
-
-    def __del__(self) -> None:
-        self.tape.events.append(~self.index)
-
-
-class Tensor:
-    """A tensor's size, type and place in the graph. `node` is its grad_fn, None for a leaf."""
-
-    __slots__ = ("dtype", "grad", "node", "numel", "requires_grad", "slot", "storage")
-
-    def __init__(
-        self, storage: Storage | None, numel: int, dtype: DType, requires_grad: bool = False, node: Node | None = None, slot: int = 0
-    ) -> None:
-        self.storage = storage
-        self.numel = numel
-        self.dtype = dtype
-        self.requires_grad = requires_grad
-        self.node = node
-        self.slot = slot
-        self.grad: Tensor | None = None
-
-    def view(self) -> Tensor:
-        """Another tensor on the same storage, in the same place of the graph."""
-        return Tensor(self.storage, self.numel, self.dtype, self.requires_grad, self.node, self.slot)
-
-    def detach(self, requires_grad: bool = False) -> Tensor:
-        """A leaf on the same storage."""
-        return Tensor(self.storage, self.numel, self.dtype, requires_grad)
-
-
-Saved = tuple["Tensor | None", ...]
-Backward = Callable[["Tape", "list[Tensor | None]", Saved], "Sequence[Tensor | None]"]
-
-
-class Node:
-    """One step of the backward graph: what it saved, and whom it hands gradients to."""
-
-    __slots__ = ("edges", "frame", "grads", "run", "saved")
-
-    def __init__(self, edges: list[tuple[Node | Tensor, int, DType] | None], saved: Saved, run: Backward, outputs: int) -> None:
-        self.edges = edges
-        self.saved = saved
-        self.run = run
-        self.grads: list[Tensor | None] = [None] * outputs
-        self.frame: _Frame | None = None
-
 
 class StopRecomputation(Exception):  # noqa: N818 - a signal, not an error: PyTorch names its own the same way
     """Raised inside a recomputation once everything that backward needs has been saved again."""
@@ -130,7 +68,8 @@ class Tape:
     The record of one run.
 
     Attributes:
-        sizes, names, categories: Of every storage, by its index.
+        storages: Bytes, scope, name and category of every storage, by its index.
+        gradients: The storages that became a parameter's gradient.
         events: An index for a birth, its complement for a death, in order.
         grad_enabled: As `torch.is_grad_enabled()`.
         autocast: The dtype of CUDA autocast, None outside it.
@@ -141,9 +80,8 @@ class Tape:
     default_in_place = True
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self.names: list[tuple[str, str]] = []
-        self.categories: list[Category] = []
+        self.storages: list[tuple[int, str, str, Category]] = []
+        self.gradients: set[int] = set()
         self.events: list[int] = []
         self.segments: list[Segment] = []
         self.grad_enabled = True
@@ -170,9 +108,11 @@ class Tape:
         held = [Storage(self, n, name, Category.WORKSPACE) for n in nbytes]
         del held
 
-    def tracks(self, *tensors: Tensor | None) -> bool:
+    def tracks(self, a: Tensor, b: Tensor | None = None, c: Tensor | None = None) -> bool:
         """Whether an operation on these is recorded for backward."""
-        return self.grad_enabled and any(x is not None and x.requires_grad for x in tensors)
+        if not self.grad_enabled:
+            return False
+        return a.requires_grad or (b is not None and b.requires_grad) or (c is not None and c.requires_grad)
 
     def save(self, *tensors: Tensor | None) -> Saved:
         """
@@ -195,21 +135,18 @@ class Tape:
 
     def record(self, outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor | None], saved: Saved | None, run: Backward) -> None:
         """Put an operation on the graph. `saved` is what `save` returned; None if it saves nothing."""
-        many = outputs if isinstance(outputs, (list, tuple)) else (outputs,)
+        many = (outputs,) if isinstance(outputs, Tensor) else outputs
         if self._recomputing:
             for out in many:
                 out.requires_grad = True
             return
-        edges: list[tuple[Node | Tensor, int, DType] | None] = []
-        for x in inputs:
-            if x is None or not x.requires_grad:
-                edges.append(None)
-            else:
-                edges.append((x if x.node is None else x.node, x.slot, x.dtype))
-        node = Node(edges, saved or (), run, len(many))
-        if self._frame is not None and saved is not None:
-            node.frame = self._frame
-            self._frame.nodes.append(node)
+        edges: list[tuple[Node | Tensor, int, DType] | None] = [
+            (x.node or x, x.slot, x.dtype) if x is not None and x.requires_grad else None for x in inputs
+        ]
+        frame = self._frame if saved is not None else None
+        node = Node(edges, saved or (), run, len(many), frame)
+        if frame is not None:
+            frame.nodes.append(node)
         for slot, out in enumerate(many):
             out.node, out.slot, out.requires_grad = node, slot, True
         self._nodes.append(node)
@@ -315,7 +252,7 @@ class Tape:
             node = nodes.pop()
             if isinstance(node, _Boundary):
                 node(self)
-            elif any(g is not None for g in node.grads):
+            elif node.grads[0] is not None or (len(node.grads) > 1 and any(node.grads)):
                 self._run(node)
         self.grad_enabled, self.category = enabled, category
 
@@ -323,16 +260,16 @@ class Tape:
         if node.frame is not None and not node.frame.done:
             self._recompute(node.frame)
         grads, node.grads = node.grads, []
+        edges = node.edges
         outputs = list(node.run(self, grads, node.saved))
-        for i, edge in enumerate(node.edges):
+        for i, edge in enumerate(edges):
             grad = outputs[i]
             if grad is not None and edge is not None and grad.dtype is not edge[2]:
                 outputs[i] = self.new(grad.numel, edge[2], "gradient cast")
         grad = None
         grads.clear()
-        node.saved = ()
-        node.frame = None
-        for i, edge in enumerate(node.edges):
+        node.saved, node.frame = (), None
+        for i, edge in enumerate(edges):
             grad, outputs[i] = outputs[i], None
             if grad is not None and edge is not None:
                 self._deliver(edge[0], edge[1], grad)
@@ -342,7 +279,7 @@ class Tape:
             if target.grad is None:
                 target.grad = grad
                 if grad.storage is not None and target.storage is None:
-                    self.categories[grad.storage.index] = Category.GRADIENT
+                    self.gradients.add(grad.storage.index)
             return
         held = target.grads[slot]
         if held is None:
@@ -416,7 +353,7 @@ class _Rerun:
     def __init__(self, function: Callable[[Tensor], Tensor], autocast: DType | None) -> None:
         self.function, self.autocast = function, autocast
 
-    def __call__(self, tape: Tape, grads: list[Tensor | None], saved: Saved) -> Sequence[Tensor | None]:
+    def __call__(self, tape: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
         x = saved[0]
         assert x is not None
         detached = x.detach(requires_grad=True)
@@ -434,5 +371,5 @@ class _Rerun:
         return (detached.grad,)
 
 
-def _pass(tape: Tape, grads: list[Tensor | None], saved: Saved) -> Sequence[Tensor | None]:
+def _pass(tape: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
     return (grads[0],)

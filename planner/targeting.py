@@ -20,12 +20,12 @@ from planner.stack import Behaviours
 ALL_LINEAR = "all-linear"
 HEAD_NAMES = ("lm_head", "embed_out", "output_projection")
 
-# transformers@5.23.0, conversion_mapping.py, `_MODEL_TO_CONVERSION_PATTERN`, where it leads to one of the two styles that PEFT rewrites.
+# transformers@5.23.0, conversion_mapping.py, `_MODEL_TO_CONVERSION_PATTERN`, where it leads to a style that PEFT rewrites.
 _MIXTRAL_STYLE = ("mixtral", "minimax", "minimax_m2")
 _QWEN2_MOE_STYLE = (
-    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo",
-    "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "mellum", "olmoe", "qwen3_moe", "qwen3_next",
-    "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
+    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe",
+    "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "mellum", "olmoe",
+    "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
 )  # fmt: skip
 _MIXTRAL_NAMES = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
 _QWEN2_MOE_NAMES = {"gate": "gate.weight", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
@@ -126,7 +126,7 @@ def find_targets(spec: ModelSpec, recipe: Recipe, known: Behaviours) -> Targetin
     if old_names is not None and known.converts_moe_targets != "none":
         if isinstance(names, str) and known.converts_moe_targets == "names":
             raise UnsupportedRecipeError(
-                f"targets is `{names}` but PEFT 0.19 takes the letters of a string for names on a `{spec.model_type}` and finds none of them",
+                f"targets is `{names[:60]}`; on a `{spec.model_type}` PEFT 0.19 takes a string's letters for names",
                 hint="name the modules, as in --targets q_proj,k_proj,v_proj,o_proj, or --stack peft==0.21.2",
             )
         targeting = _for_fused_experts(spec, targeting, old_names)
@@ -152,15 +152,15 @@ def leaf(name: str) -> str:
 
 
 def check_patterns(patterns: Iterable[str], knob: str) -> None:
-    """Refuse a pattern that is no regular expression, or so long that matching it could take forever."""
-    for pattern in patterns:
-        try:
+    """Refuse what is no regular expression."""
+    pattern = ""
+    try:
+        for pattern in patterns:
             re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise InvalidRecipeError(
-                f"{knob} has `{pattern[:60]}`, which is no regular expression ({error})",
-                hint="pass module names separated by commas",
-            ) from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InvalidRecipeError(
+            f"{knob} has `{pattern[:60]}`, which is no regular expression ({error})", hint="pass module names separated by commas"
+        ) from None
 
 
 def _names(recipe: Recipe) -> frozenset[str] | str:
@@ -189,8 +189,8 @@ def _for_fused_experts(spec: ModelSpec, targeting: Targeting, old_names: dict[st
     if 0 < len(fused) < len(pair):
         present, missing = ", ".join(sorted(fused)), ", ".join(sorted(set(pair) - fused))
         raise UnsupportedRecipeError(
-            f"PEFT refuses targets: Cannot convert PEFT target(s) {present} without also targeting {missing} because they are fused "
-            f"into {_FUSED}",
+            f"PEFT refuses targets: Cannot convert PEFT target(s) {present} without also targeting {missing} "
+            f"because they are fused into {_FUSED}",
             hint=f"add {missing} to --targets",
         )
     ranks = dict(targeting.rank_patterns)
@@ -216,9 +216,9 @@ def _resolve_string(spec: ModelSpec, targeting: Targeting, old_names: dict[str, 
 
 def _refuse_unsupported(spec: ModelSpec, targeting: Targeting) -> None:
     """What PEFT raises about the targets themselves: nothing matched, a container, or a module that cannot be adapted."""
-    matched = False
+    matched, is_uniform = False, targeting.is_uniform
     for module in spec.modules:
-        for path in module.paths()[: 1 if targeting.is_uniform else None]:
+        for path in [module.path] if is_uniform else module.paths():
             is_module = module.kind not in (ModuleKind.EXPERTS, ModuleKind.PARAMETER)
             if is_module and targeting.adapts(path, module):
                 matched = True
@@ -236,12 +236,12 @@ def _refuse_module(spec: ModelSpec, module: Module, path: str) -> None:
     if spec.model_type in _MAMBA_TYPES and leaf(path) in _MAMBA_REFUSED:
         others = [name for name in _linear_leaves(spec) if name not in (*_MAMBA_REFUSED, *HEAD_NAMES)]
         raise UnsupportedRecipeError(
-            f"PEFT refuses targets: Module '{leaf(path)}' is incompatible with Mamba-based models (model_type `{spec.model_type}`)",
+            f"PEFT refuses targets: Module '{leaf(path)}' is incompatible with Mamba-based models such as `{spec.model_type}`",
             hint=f"pass --targets {','.join(others)}",
         )
     if module.kind in (ModuleKind.NORM, ModuleKind.CONVOLUTION):
         raise UnsupportedRecipeError(
-            f"targets match `{path}`, a {module.kind.value}; PEFT adapts no normalisation, and adapters on convolutions are not planned here",
+            f"targets match `{path}`, a {module.kind.value}; PEFT adapts no normalisation, and convolutions are not planned here",
             hint=f"leave it out: the linear layers are {', '.join(_linear_leaves(spec))}",
         )
 
@@ -252,7 +252,7 @@ def _refuse_containers(targeting: Targeting, path: str) -> None:
         around = ".".join(parts[:end])
         if targeting.matches(around) and not targeting.excludes(around):
             raise UnsupportedRecipeError(
-                f"PEFT refuses targets: Target module `{around}` is not supported; only linear, embedding and convolution layers are",
+                f"PEFT refuses targets: Target module `{around}` is not supported; linear and embedding layers are",
                 hint="name the layers inside it, or pass --targets all-linear",
             )
 

@@ -7,36 +7,50 @@ loses nothing: from layer to layer live bytes grow or shrink by the same amount,
 
 from __future__ import annotations
 
-from planner.ledger import Allocation, Category, Phase, Span
+from planner.ledger import Allocation, Category, Phase, Rows, Span
 from planner.schedule import Segment, Tape
 
+BLOCK = 512
+"""Bytes that an allocation is rounded up to (kMinBlockSize, c10/core/CachingDeviceAllocator.h)."""
 
-def unroll(tape: Tape, begin: int) -> tuple[list[Allocation], list[Span]]:
+
+def unroll(tape: Tape, begin: int, rows: Rows) -> list[Span]:
     """
-    The tape's allocations on a clock that starts at `begin`, and the spans of its phases.
+    Put the tape's allocations on a clock that starts at `begin`.
 
     What is still alive at the end of the tape ends with it.
+
+    Args:
+        tape: A tape whose phases are over.
+        begin: First step of the tape on the ledger's clock.
+        rows: Where the allocations go.
+
+    Returns:
+        The spans of its phases.
     """
     birth, death = _lifetimes(tape)
-    sizes, names, categories = tape.sizes, tape.names, tape.categories
-    rows = [
-        Allocation(f"{scope}: {name}" if scope else name, category, size, begin + born, begin + dead)
-        for (scope, name), category, size, born, dead in zip(names, categories, sizes, birth, death)
-    ]
+    start = len(rows.sizes)
+    nbytes, scopes, names, categories = zip(*tape.storages, strict=True)
+    rows.names += names
+    rows.scopes += scopes
+    rows.categories += categories
+    rows.sizes += [-(-n // BLOCK) * BLOCK for n in nbytes]
+    rows.begins += [begin + step for step in birth]
+    rows.ends += [begin + step for step in death]
+    rows.formulas += [""] * len(nbytes)
+    for storage in tape.gradients:
+        rows.categories[start + storage] = Category.GRADIENT
     for storage, times, since, until in _instances_between(tape, birth, death):
-        scope, name = names[storage]
-        rows.append(
-            Allocation(
-                f"{scope}: {name} (layers between)", categories[storage], times * sizes[storage], begin + since, begin + until
-            )
-        )
-    return rows, [Span(s.phase, begin + s.begin, begin + s.end) for s in tape.segments if s.end > s.begin]
+        i = start + storage
+        size = times * rows.sizes[i]
+        rows.add(Allocation(rows.names[i], rows.categories[i], size, begin + since, begin + until, rows.scopes[i]))
+    return [Span(s.phase, begin + s.begin, begin + s.end) for s in tape.segments if s.end > s.begin]
 
 
 def _lifetimes(tape: Tape) -> tuple[list[int], list[int]]:
     """The event at which each storage is born, and the one at which it dies."""
     end = tape.segments[-1].end
-    birth, death = [0] * len(tape.sizes), [end] * len(tape.sizes)
+    birth, death = [0] * len(tape.storages), [end] * len(tape.storages)
     for step, event in enumerate(tape.events[:end]):
         if event >= 0:
             birth[event] = step
@@ -55,7 +69,7 @@ def _instances_between(tape: Tape, birth: list[int], death: list[int]) -> list[t
                 in_backward = last_back.begin <= death[storage] < first_back.end
                 found.append((storage, more, last.begin, last_back.end if in_backward else death[storage]))
         for storage in _born(tape, last_back):
-            if death[storage] > first_back.end and tape.categories[storage] is Category.GRADIENT:
+            if death[storage] > first_back.end and storage in tape.gradients:
                 found.append((storage, more, last_back.end, death[storage]))
     return found
 

@@ -26,23 +26,30 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
     state = trained * (2 if "8bit" in str(recipe.optim) else 8)
     paged = state if str(recipe.optim).startswith("paged") else 0
     layers = recipe.tokens * MIB // (64 if recipe.gradient_checkpointing else 8)
-    logits = recipe.tokens * 128 * 1024 // (8 if recipe.loss == "chunked" else 1)
+    logits = recipe.tokens * 128 * 1024 // (1 if recipe.loss == "full" else 8)
     C = Category
     rows = (
-        Allocation("quantised linears" if quantised else "linears", C.PARAMETER, weights, 0, 6, "half a byte a weight" if quantised else ""),
+        Allocation(
+            "quantised linears" if quantised else "linears",
+            C.PARAMETER,
+            weights,
+            0,
+            6,
+            "half a byte a weight" if quantised else "",
+        ),
         Allocation("absmax", C.QUANT_STATE, quantised // 64, 0, 6, "one a block of 64"),
         Allocation("embeddings, head and norms", C.PARAMETER, kept, 1, 6, "rows x width x bytes"),
         Allocation("adapters" if recipe.method != "full" else "master", C.ADAPTER, trained * 2, 1, 6, "r (in + out)"),
-        Allocation("saved by layers", C.ACTIVATION, layers, 2, 4, "one input a layer"),
+        Allocation("saved by layers", C.ACTIVATION, layers, 2, 5, "one input a layer"),
         Allocation("logits", C.LOGITS, logits, 3, 4, "B S V"),
-        Allocation("gradients", C.GRADIENT, trained * 2, 4, 6),
+        Allocation("gradients", C.GRADIENT, trained * 2, 4, 5),
         Allocation("optimizer state", C.OPTIMIZER_STATE, state - paged, 1, 6),
     )
     spans = (Span(Phase.PREPARE, 0, 2), Span(Phase.FORWARD, 2, 4), Span(Phase.BACKWARD, 4, 5), Span(Phase.OPTIMIZER_STEP, 5, 6))
     traps = (Trap("fp32 upcast of the head", rest * 2, "kbit-prepare turns it to fp32"),) if recipe.kbit_prepare else ()
     return Analysis(
         Ledger("analytic", rows, spans),
-        steady_bytes=weights + kept + trained * 2 + state - paged,
+        steady_bytes=weights + quantised // 64 + kept + trained * 2 + state - paged,
         num_quantized_parameters=quantised,
         num_trainable_parameters=trained,
         paged_bytes=paged,

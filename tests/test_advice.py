@@ -56,8 +56,13 @@ def test_full_fine_tuning_is_told_of_adapters():
 
 def test_targets_are_those_the_family_has():
     """Families that name the attention otherwise get their own names, or none."""
-    changes = lambda model: list(advice.changes(api._spec(model, None), api._Job(api._spec(model, None), Recipe(), api._stack("latest")).resolved))  # noqa: E731
-    targets = {model: [c.knobs["targets"] for c in changes(model) if "targets" in c.knobs] for model in (LLAMA_7B, "bigscience/bloom-560m")}
+    changes = lambda model: list(
+        advice.changes(api._spec(model, None), api._Job(api._spec(model, None), Recipe(), api._stack("latest")).resolved)
+    )  # noqa: E731
+    targets = {
+        model: [c.knobs["targets"] for c in changes(model) if "targets" in c.knobs]
+        for model in (LLAMA_7B, "bigscience/bloom-560m")
+    }
 
     assert targets == {LLAMA_7B: [("q_proj", "v_proj")], "bigscience/bloom-560m": [("query_key_value",)]}
 

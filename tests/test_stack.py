@@ -65,23 +65,28 @@ def test_absurdly_long_versions_are_refused_quickly() -> None:
     assert len(caught.value.message) < 300
 
 
-def test_detect_reads_metadata_or_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detect_reads_metadata_or_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
     A complete environment is itself; one without TRL is the newest profile, and says so.
     """
-    real = importlib.metadata.version
-
-    def without_trl(name: str) -> str:
-        if name == "trl":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return LATEST.versions[name] if name in PACKAGES else real(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.1.4+local")
+    for package in PACKAGES:
+        (tmp_path / f"{package}-3.1.4+local.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", ["/no/such/folder", str(tmp_path)])
     assert detect().versions == dict.fromkeys(PACKAGES, "3.1.4+local")
-    monkeypatch.setattr(importlib.metadata, "version", without_trl)
-    stack = detect()
-    assert stack.versions == LATEST.versions
-    assert "trl not installed" in stack.source
+
+    (tmp_path / "trl-3.1.4+local.dist-info").rmdir()
+    assert detect().versions == LATEST.versions
+    assert "trl not installed" in detect().source
+
+
+def test_detect_agrees_with_the_metadata_library() -> None:
+    """
+    The folders' names say what importlib.metadata reads inside them.
+    """
+    for package in PACKAGES:
+        pytest.importorskip(package)
+
+    assert detect().versions == {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def test_detecting_imports_no_library() -> None:
@@ -203,8 +208,8 @@ def test_given_knobs_win() -> None:
     A knob that the user gave is never replaced, zero and False included.
     """
     knobs: dict[str, Any] = {
-        "kbit_prepare": False, "adapter_dtype": "fp16", "optim": "sgd", "max_grad_norm": 0.0, "padding": False, "use_reentrant": True,
-        "loss": "full", "lora_alpha": 7, "dtype": "fp32", "batch_size": 4, "quantization": "int8",
+        "kbit_prepare": False, "adapter_dtype": "fp16", "optim": "sgd", "max_grad_norm": 0.0, "padding": False,
+        "use_reentrant": True, "loss": "full", "lora_alpha": 7, "dtype": "fp32", "batch_size": 4, "quantization": "int8",
     }  # fmt: skip
     recipe = resolved(**knobs)
 

@@ -7,6 +7,7 @@ sysexits.h) the program is wrong; 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ def run(arguments: Sequence[str]) -> int:
         arguments: What stands after `qplan`.
 
     Returns:
-        The exit code. Faults of the request go to standard error, as do faults of the program: one line, never a traceback, unless
-        QPLAN_DEBUG is set.
+        The exit code. Faults of the request go to standard error, as do faults of the program: never a traceback, unless QPLAN_DEBUG
+        is set.
     """
     import typer
 
@@ -58,11 +59,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _refuse(message: str, hint: str | None, exit_code: int) -> int:
     """Say what is wrong and what to do, on standard error."""
-    lines = [f"error: {message}"] + ([f"hint: {hint}"] if hint else [])
-    try:
-        print("\n".join(lines), file=sys.stderr)
-    except BrokenPipeError:
-        pass
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
     return exit_code
 
 

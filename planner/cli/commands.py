@@ -118,7 +118,10 @@ def explain(error: Any, arguments: Sequence[str]) -> tuple[str, str]:
         known = f"did you mean {' or '.join(near)}? " if near else ""
         return f"there is no option {option}", f"{known}{help_} lists them"
     if type(error).__name__ == "MissingParameter":
-        return "MODEL is missing; it must be a bundled id, a Hub id, a folder or a config.json", "qplan models lists what is bundled"
+        return (
+            "MODEL is missing; it must be a bundled id, a Hub id, a folder or a config.json",
+            "qplan models lists what is bundled",
+        )
     if command is None and arguments and not arguments[0].startswith("-"):
         near = difflib.get_close_matches(arguments[0], NAMES, n=1, cutoff=0.5)
         hint = f"did you mean qplan {near[0]}?" if near else f"to plan a model: qplan estimate {arguments[0]}"

@@ -13,11 +13,14 @@ def models(incomplete: str) -> list[str]:
 
 
 def gpus(incomplete: str) -> list[str]:
-    """Names of cards that hold what was typed, in any case, without blanks."""
-    from planner import advice, catalog
+    """Names of cards that begin so, in any case, without makers and blanks."""
+    import model_specs
+    from planner import advice
 
-    names = (advice.short_name(card.name).replace(" ", "-") for card in catalog.list_devices())
-    return [name for name in dict.fromkeys(names) if incomplete.lower() in name.lower()]
+    spellings = (
+        advice.short_name(name).replace(" ", "-") for card in model_specs.gpus() for name in (card["name"], *card["aliases"])
+    )
+    return [name for name in dict.fromkeys(spellings) if name.lower().startswith(incomplete.lower())]
 
 
 def choices(values: tuple[str, ...]) -> Callable[[str], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,13 @@ from planner.cli import completion, options
 @options.takes_recipe()
 def gpus(
     model: Annotated[
-        Optional[str],
-        typer.Argument(help="Also say what every card makes of training this model.", metavar="[MODEL]", show_default=False,
-                       autocompletion=completion.models),
+        str | None,
+        typer.Argument(
+            help="Also say what every card makes of training this model.",
+            metavar="[MODEL]",
+            show_default=False,
+            autocompletion=completion.models,
+        ),
     ] = None,
     stack: options.Stack = "auto",
     revision: options.Revision = None,
@@ -34,7 +38,9 @@ def gpus(
     from planner.render import terminal
 
     if model is None and knobs:
-        raise InvalidRecipeError("options of a run were given without a model", hint="qplan gpus MODEL " + " ".join(_typed(knobs)))
+        raise InvalidRecipeError(
+            "options of a run were given without a model", hint="qplan gpus MODEL " + " ".join(_typed(knobs))
+        )
     cards = api.gpus()
     found = None if model is None else api.verdicts(model, stack=stack, revision=revision, **knobs)
     if json:

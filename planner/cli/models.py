@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from planner.cli import options
 
 def models(
     query: Annotated[
-        Optional[list[str]], typer.Argument(help="Words that the id or the family must have.", metavar="[QUERY]", show_default=False)
+        list[str] | None, typer.Argument(help="Words that the id or the family must have.", metavar="[QUERY]", show_default=False)
     ] = None,
     json: options.Json = False,
 ) -> int:
@@ -29,7 +29,9 @@ def models(
     words = " ".join(query or ())
     found = api.models(words)
     if not found:
-        raise UnknownModelError(f"no bundled checkpoint has `{words}`", hint="a Hub id, a folder or a config.json can be planned as well")
+        raise UnknownModelError(
+            f"no bundled checkpoint has `{words}`", hint="a Hub id, a folder or a config.json can be planned too"
+        )
     if json:
         terminal.write([screen.as_json(found)])
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -147,14 +147,16 @@ def _value(knob: Knob, typed: Any) -> Any:
 
 def _parameter(knob: Knob) -> inspect.Parameter:
     if knob.read is None:
-        declared = typer.Option(f"{knob.option}/--no-{knob.option[2:]}", help=knob.help, rich_help_panel=knob.panel, show_default=False)
-        annotation: Any = Annotated[Optional[bool], declared]
+        declared = typer.Option(
+            f"{knob.option}/--no-{knob.option[2:]}", help=knob.help, rich_help_panel=knob.panel, show_default=False
+        )
+        annotation: Any = Annotated[bool | None, declared]
     else:
         declared = typer.Option(
             knob.option, help=knob.help, rich_help_panel=knob.panel, metavar=metavar(knob), show_default=False,
             autocompletion=completion.choices(CHOICES[knob.name]) if knob.name in CHOICES else None,
         )  # fmt: skip
-        annotation = Annotated[Optional[str], declared]
+        annotation = Annotated[str | None, declared]
     return inspect.Parameter(knob.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
 
 
@@ -166,7 +168,7 @@ Model = Annotated[
     ),
 ]  # fmt: skip
 Gpu = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--gpu", help="A card's name, loosely (a6000, A100-80GB), or a size (80GiB). Default: the local card, else the common ones.",
         metavar="NAME|SIZE", rich_help_panel=STACK, autocompletion=completion.gpus, show_default=False,
@@ -180,8 +182,10 @@ Stack = Annotated[
     ),
 ]  # fmt: skip
 Revision = Annotated[
-    Optional[str],
-    typer.Option("--revision", help="Branch, tag or commit of a Hub id.", metavar="REV", rich_help_panel=STACK, show_default=False),
+    str | None,
+    typer.Option(
+        "--revision", help="Branch, tag or commit of a Hub id.", metavar="REV", rich_help_panel=STACK, show_default=False
+    ),
 ]
 Engine = Annotated[
     str,
@@ -192,5 +196,6 @@ Engine = Annotated[
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes, and nothing else.", rich_help_panel=OUTPUT)]
 Explain = Annotated[
-    bool, typer.Option("--explain", help="Also print what makes up the numbers, and where each comes from.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option("--explain", help="Also print what makes up the numbers, and where each comes from.", rich_help_panel=OUTPUT),
 ]

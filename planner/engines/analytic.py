@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
 from planner.device import Device
-from planner.dtypes import DType
-from planner.engines.resting import Resting, rest
+from planner.engines.resting import rest
 from planner.engines.step import run_step
 from planner.errors import UnsupportedModelError
-from planner.ledger import Allocation, Category, Ledger, Phase, Span
+from planner.ledger import Ledger, Phase, Rows, Span
 from planner.preparation import Preparation, prepare
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
@@ -84,11 +83,11 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
     resting = rest(spec, preparation, recipe, capability)
     tape = run_step(decoder, preparation, recipe, known, resting, capability)
 
-    prepared = resting.prepare_end
-    rows, spans = unroll(tape, prepared)
-    end = max(span.end for span in spans)
-    base = [row._replace(end=end) if row.end == 0 else row for row in resting.rows]
-    ledger = Ledger("analytic", (*base, *rows), (Span(Phase.PREPARE, 0, prepared), *spans))
+    rows = Rows(resting.rows)
+    spans = unroll(tape, resting.prepare_end, rows)
+    end = spans[-1].end
+    rows.ends[: len(resting.rows)] = [row.end or end for row in resting.rows]
+    ledger = Ledger("analytic", rows, (Span(Phase.PREPARE, 0, resting.prepare_end), *spans))
     return Analysis(
         ledger=ledger,
         steady_bytes=resting.steady_bytes,

@@ -40,7 +40,7 @@ class Resting:
         """`count` tensors of `nbytes` each, rounded one by one."""
         if nbytes:
             total = count * allocated(nbytes)
-            self.rows.append(Allocation(name, category, total, begin, 0, formula))
+            self.rows.append(Allocation(name, category, total, begin, 0, formula=formula))
             self.steady_bytes += total
 
 

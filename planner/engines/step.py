@@ -10,7 +10,7 @@ from planner.engines.resting import Resting
 from planner.formulas.blocks import total_allocated
 from planner.formulas.four_bit_kernel import reads_packed_weight
 from planner.formulas.gradients import clip_grad_norm
-from planner.formulas.optimizer import VARIANTS, Parameter, step_temporaries
+from planner.formulas.optimizer import VARIANTS, step_temporaries
 from planner.ledger import Category, Phase
 from planner.operations.attention import Positions
 from planner.operations.decoder import Batch, Weights, decoder_layer, normalise, rotary_tables
@@ -20,9 +20,10 @@ from planner.operations.linear import Linear, Lora
 from planner.operations.norm import Norm
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
-from planner.schedule import Storage, Tape, Tensor
+from planner.schedule import Tape
 from planner.spec import ModuleKind
 from planner.stack import Behaviours
+from planner.tensors import Storage, Tensor
 
 
 def run_step(
@@ -315,15 +316,12 @@ class _Step:
         """Clipping, the step, and the end of the gradients (`zero_grad(set_to_none=True)`)."""
         t, recipe = self.t, self.recipe
         if recipe.max_grad_norm:
-            numels = [parameter.numel for parameter, count in resting.trainables for _ in range(count)]
+            numels = [(parameter.numel, count) for parameter, count in resting.trainables]
             for moment in clip_grad_norm(numels, resting.trainables[0][0].dtype):
                 held = Storage(t, total_allocated(moment), "gradient norms", Category.TEMPORARY)
                 del held
         variant = VARIANTS[str(recipe.optim)]
-        group: list[Parameter] = []
-        for parameter, count in resting.trainables:
-            group.extend([parameter] * count)
-        temporaries = step_temporaries(variant, [group])
+        temporaries = step_temporaries(variant, [resting.trainables])
         if temporaries:
             step = Storage(t, temporaries, f"{recipe.optim} step", Category.TEMPORARY)
             del step

@@ -20,20 +20,22 @@ SEGMENT_ROUNDING_BYTES = 2 * MIB
 
 class TensorBytes(NamedTuple):
     """
-    One tensor.
+    One tensor, or several of one size.
 
     Attributes:
         name: As the library that makes it calls it.
         nbytes: Bytes of its storage, not rounded.
+        times: How many there are.
     """
 
     name: str
     nbytes: int
+    times: int = 1
 
     @property
     def allocated(self) -> int:
-        """Bytes of the block that holds it."""
-        return allocated(self.nbytes)
+        """Bytes of the blocks that hold it, one for each."""
+        return self.times * allocated(self.nbytes)
 
 
 class TensorShape(NamedTuple):
@@ -82,12 +84,12 @@ def allocated(nbytes: int) -> int:
 
 def total_bytes(tensors: Iterable[TensorBytes]) -> int:
     """Bytes of all the tensors, not rounded."""
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(tensor.times * tensor.nbytes for tensor in tensors)
 
 
 def total_allocated(tensors: Iterable[TensorBytes]) -> int:
     """Bytes of the blocks that hold the tensors, each rounded by itself."""
-    return sum(allocated(tensor.nbytes) for tensor in tensors)
+    return sum(tensor.allocated for tensor in tensors)
 
 
 def in_dtype(tensors: Sequence[TensorShape], dtype: DType) -> Tensors:

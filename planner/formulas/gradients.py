@@ -26,12 +26,12 @@ def gradient(name: str, numel: int, dtype: DType) -> TensorBytes:
     return TensorBytes(f"{name}.grad", numel * dtype.num_bytes)
 
 
-def clip_grad_norm(numels: Sequence[int], dtype: DType) -> Moments:
+def clip_grad_norm(numels: Sequence[tuple[int, int]], dtype: DType) -> Moments:
     """
     What `clip_grad_norm_` makes over gradients that all have one type.
 
     Args:
-        numels: Elements of each gradient.
+        numels: Elements of a gradient, and how many gradients have so many.
         dtype: Their type.
 
     Returns:
@@ -43,10 +43,10 @@ def clip_grad_norm(numels: Sequence[int], dtype: DType) -> Moments:
         torch@2.13.0, nn/utils/clip_grad.py, _get_total_norm and _clip_grads_with_norm_;
         aten/src/ATen/native/cuda/ForeachReduceOp.cu, foreach_tensor_norm_cuda.
     """
-    count, size = len(numels), dtype.num_bytes
-    chunks = ceil_div(largest(numels), CHUNK_ELEMENTS)
+    count, size = sum(times for _, times in numels), dtype.num_bytes
+    chunks = ceil_div(largest(numel for numel, _ in numels), CHUNK_ELEMENTS)
     partial = TensorBytes("partial norms", count * chunks * DType.FP32.num_bytes)
-    norms = tuple(TensorBytes(f"norm {i}", size) for i in range(count))
+    norms = TensorBytes("norm", size, count)
     total = TensorBytes("total norm", size)
     coefficients = tuple(TensorBytes(name, size) for name in ("total norm + eps", "clip coefficient", "clamped coefficient"))
-    return (partial, *norms), (*norms, TensorBytes("stacked norms", count * size), total), (total, *coefficients)
+    return (partial, norms), (norms, TensorBytes("stacked norms", count * size), total), (total, *coefficients)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -142,6 +142,10 @@ class Parameter(NamedTuple):
         return self.numel // self.shape[-2]
 
 
+Group = Sequence[tuple[Parameter, int]]
+"""Parameters in the order in which an optimizer walks over them, each with how many equal ones follow each other."""
+
+
 def states(variant: Variant, parameter: Parameter) -> tuple[State, ...]:
     """
     Everything that an optimizer keeps for one parameter, from its first step on.
@@ -213,7 +217,7 @@ def shared_states(variant: Variant, parameters: Iterable[Parameter]) -> tuple[St
     return tuple(State(name, MAP_BYTES * is_needed) for name in names)
 
 
-def step_temporaries(variant: Variant, groups: Sequence[Sequence[Parameter]]) -> int:
+def step_temporaries(variant: Variant, groups: Sequence[Group]) -> int:
     """
     Allocated bytes that one step holds beside parameters, gradients and states, at its worst moment.
 
@@ -234,10 +238,10 @@ def step_temporaries(variant: Variant, groups: Sequence[Sequence[Parameter]]) ->
         return largest(_single_adamw(group) for group in groups)
     if variant.library == "torch":
         return largest(_torch_adafactor(group) for group in groups)
-    return _transformers_adafactor([parameter for group in groups for parameter in group])
+    return _transformers_adafactor([run for group in groups for run in group])
 
 
-def _foreach_adamw(group: Sequence[Parameter]) -> int:
+def _foreach_adamw(group: Group) -> int:
     """
     The square roots of all second moments of one type; those of the type before are dropped only once they stand.
 
@@ -247,10 +251,16 @@ def _foreach_adamw(group: Sequence[Parameter]) -> int:
         torch@2.13.0, optim/adam.py, _multi_tensor_adam: `exp_avg_sq_sqrt = torch._foreach_sqrt(device_exp_avg_sqs)`; all else
         in place.
     """
-    return sum(allocated(parameter.nbytes) for parameter in group)
+    return sum(count * allocated(parameter.nbytes) for parameter, count in group)
 
 
-def _single_adamw(group: Sequence[Parameter]) -> int:
+def _neighbours(group: Group) -> Iterator[Parameter]:
+    """Every parameter and every pair that follow each other: of equal ones, two are enough."""
+    for parameter, count in group:
+        yield from (parameter,) * min(count, 2)
+
+
+def _single_adamw(group: Group) -> int:
     """
     A square root and its quotient, while the denominator of the parameter before is still held.
 
@@ -258,7 +268,7 @@ def _single_adamw(group: Sequence[Parameter]) -> int:
         torch@2.13.0, optim/adam.py, _single_tensor_adam: `denom = (exp_avg_sq.sqrt() / bias_correction2_sqrt).add_(eps)`.
     """
     worst = before = 0
-    for parameter in group:
+    for parameter in _neighbours(group):
         size = allocated(parameter.nbytes)
         worst, before = larger(worst, 2 * size + before), size
     return worst
@@ -271,7 +281,7 @@ def _factor_blocks(parameter: Parameter, dtype: DType) -> int:
     return allocated(parameter.num_rows * dtype.num_bytes) + allocated(parameter.num_columns * dtype.num_bytes)
 
 
-def _torch_adafactor(group: Sequence[Parameter]) -> int:
+def _torch_adafactor(group: Group) -> int:
     """
     The estimate of a matrix's variance (a vector's, and its squared gradient), while the update of the parameter before is held.
 
@@ -279,7 +289,7 @@ def _torch_adafactor(group: Sequence[Parameter]) -> int:
         torch@2.13.0, optim/_adafactor.py, _single_tensor_adafactor: `var_estimate = row_var @ col_var`, `update` in place of it.
     """
     worst = before = factors_before = squares_before = 0
-    for parameter in group:
+    for parameter in _neighbours(group):
         size, factors = allocated(parameter.nbytes), _factor_blocks(parameter, parameter.dtype)
         if len(parameter.shape) > 1:
             worst = larger(worst, before + squares_before + factors + size)
@@ -291,7 +301,7 @@ def _torch_adafactor(group: Sequence[Parameter]) -> int:
     return worst
 
 
-def _transformers_adafactor(parameters: Sequence[Parameter]) -> int:
+def _transformers_adafactor(group: Group) -> int:
     """
     Fp32 copies of a 16-bit gradient and parameter, and two fp32 tensors of their size, while the update of the parameter before
     is held; a matrix then has the inverse roots of its row and column instead.
@@ -303,7 +313,7 @@ def _transformers_adafactor(parameters: Sequence[Parameter]) -> int:
         `p_data_fp32.add_(-update)`.
     """
     worst = update = weight = 0
-    for parameter in parameters:
+    for parameter in _neighbours(group):
         size = allocated(parameter.numel * DType.FP32.num_bytes)
         copy = size * parameter.dtype.is_half
         worst = larger(worst, update + weight + copy)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from planner.dtypes import DType
 from planner.operations.elementwise import (
-    Grads,
     add,
     add_constant,
     concatenate,
@@ -22,7 +21,8 @@ from planner.operations.elementwise import (
     repeat,
     scale,
 )
-from planner.schedule import Saved, Tape, Tensor
+from planner.schedule import Tape
+from planner.tensors import Grads, Saved, Tensor
 from planner.units import round_up
 
 

@@ -12,10 +12,12 @@ from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
 from planner.dtypes import DType
 from planner.operations.attention import Positions, Shape, attend, rotate
 from planner.operations.elementwise import act_fn, add, dropout, mul, part, scale, split
+from planner.operations.gpt import GPT_LAYOUTS
 from planner.operations.linear import Linear, linear
 from planner.operations.moe import moe
 from planner.operations.norm import Norm, norm
-from planner.schedule import Tape, Tensor
+from planner.schedule import Tape
+from planner.tensors import Tensor
 
 
 @dataclass
@@ -43,10 +45,10 @@ class Batch:
 
 def decoder_layer(t: Tape, x: Tensor, layer: Layer, weights: Weights, batch: Batch, positions: Positions) -> Tensor:
     """One layer: hidden states [T, d] in, hidden states out."""
-    return _LAYOUTS[layer.layout](_Runner(t, layer, weights, batch, positions), x)
+    return _LAYOUTS[layer.layout](Runner(t, layer, weights, batch, positions), x)
 
 
-class _Runner:
+class Runner:
     """The parts of a layer with their context bound."""
 
     def __init__(self, t: Tape, layer: Layer, weights: Weights, batch: Batch, positions: Positions) -> None:
@@ -63,10 +65,13 @@ class _Runner:
         return self.leave(out)
 
     def mlp(self, x: Tensor) -> Tensor:
+        return self.leave(self.feed_forward(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
         block = self.layer.mlp
         if isinstance(block, Mlp):
-            return self.leave(self.dense(x, block))
-        return self.leave(self.routed(x, block))
+            return self.dense(x, block)
+        return self.routed(x, block)
 
     def leave(self, out: Tensor) -> Tensor:
         """What a block's output goes through before the residual sum."""
@@ -132,7 +137,7 @@ class _Runner:
         return moe(self.t, x, block, self.weights.linears, self.dense)
 
 
-def _pre(run: _Runner, x: Tensor) -> Tensor:
+def _pre(run: Runner, x: Tensor) -> Tensor:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
     first, second = run.layer.norms
     residual = x
@@ -146,7 +151,7 @@ def _pre(run: _Runner, x: Tensor) -> Tensor:
     return x
 
 
-def _post(run: _Runner, x: Tensor) -> Tensor:
+def _post(run: Runner, x: Tensor) -> Tensor:
     """x + norm(attention(x)), then x + norm(mlp(x))."""
     first, second = run.layer.norms
     residual = x
@@ -160,7 +165,7 @@ def _post(run: _Runner, x: Tensor) -> Tensor:
     return x
 
 
-def _sandwich(run: _Runner, x: Tensor) -> Tensor:
+def _sandwich(run: Runner, x: Tensor) -> Tensor:
     """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
     before_attention, after_attention, before_mlp, after_mlp = run.layer.norms
     residual = x
@@ -176,7 +181,7 @@ def _sandwich(run: _Runner, x: Tensor) -> Tensor:
     return x
 
 
-def _parallel(run: _Runner, x: Tensor) -> Tensor:
+def _parallel(run: Runner, x: Tensor) -> Tensor:
     """x + attention(norm(x)) + mlp(norm'(x)), where both may share one norm."""
     residual = x
     normed = run.norm(run.layer.norms[0], x)
@@ -187,7 +192,7 @@ def _parallel(run: _Runner, x: Tensor) -> Tensor:
     return add(run.t, add(run.t, mlp, attention, "block outputs"), residual, "residual stream")
 
 
-_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, "parallel": _parallel}
+_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, "parallel": _parallel, **GPT_LAYOUTS}
 
 
 def normalise(t: Tape, spec: NormSpec, x: Tensor, weights: Weights) -> Tensor:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from planner.dtypes import DType, promote
-from planner.schedule import Saved, Tape, Tensor
-
-Grads = list["Tensor | None"]
+from planner.schedule import Tape
+from planner.tensors import Grads, Saved, Tensor
 
 
 def add(t: Tape, a: Tensor, b: Tensor, name: str = "sum") -> Tensor:

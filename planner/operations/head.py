@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from planner.dtypes import DType
 from planner.formulas.blocks import smaller
 from planner.ledger import Category
-from planner.operations.elementwise import Grads, activation_of_result, copy, scale
+from planner.operations.elementwise import activation_of_result, copy, scale
 from planner.operations.linear import Linear, linear
-from planner.schedule import Saved, Tape, Tensor
+from planner.schedule import Tape
+from planner.tensors import Grads, Saved, Tensor
 
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from planner.dtypes import DType
 from planner.ledger import Category
-from planner.operations.elementwise import Grads, add, copy, dropout, scale
-from planner.schedule import Saved, Tape, Tensor
+from planner.operations.elementwise import add, copy, dropout, scale
+from planner.schedule import Tape
+from planner.tensors import Grads, Saved, Tensor
 
 
 @dataclass

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from planner.architecture.decoder import Mlp, Moe
 from planner.operations.linear import Linear
-from planner.schedule import Tape, Tensor
+from planner.schedule import Tape
+from planner.tensors import Tensor
 
 
 def moe(t: Tape, x: Tensor, block: Moe, linears: dict[str, Linear], dense: Callable[[Tensor, Mlp], Tensor]) -> Tensor:

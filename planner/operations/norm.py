@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.dtypes import DType
-from planner.operations.elementwise import Grads, add_constant, mul_broadcast, row_mean, rsqrt, square
-from planner.schedule import Saved, Tape, Tensor
+from planner.operations.elementwise import add_constant, mul_broadcast, row_mean, rsqrt, square
+from planner.schedule import Tape
+from planner.tensors import Grads, Saved, Tensor
 
 
 @dataclass

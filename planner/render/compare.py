@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.advice import short_name
 from planner.comparison import Comparison, Row
 from planner.render.estimate import OUTCOMES, count
 from planner.render.terminal import Terminal, printable, wrap
@@ -34,12 +35,12 @@ def _row(row: Row, terminal: Terminal) -> list[str]:
     if row.error is not None:
         text = wrap(row.error, terminal.width - 9)
         return [f"{row.method:<9}{text[0]}", *(" " * 9 + line for line in text[1:])]
-    sizes = (human(size) for size in (row.weights_bytes or 0, row.allocated_bytes or 0, row.process_bytes or 0))
-    weights, allocated, process = sizes
-    card = terminal.fit((row.smallest_card or "none").removeprefix("NVIDIA ").removeprefix("GeForce "), terminal.width - 58)
+    weights, allocated, process = (human(size or 0) for size in (row.weights_bytes, row.allocated_bytes, row.process_bytes))
+    card = terminal.cut(short_name(row.smallest_card or "none"), terminal.width - 57 - 8)
     hue = OUTCOMES[row.outcome][1] if row.outcome else "red"
     tight = " (tight)" if row.outcome == "tight" else ""
-    return [_cells((row.method, weights, count(row.num_trainable_parameters or 0), allocated, process, "")) + terminal.paint(card + tight, hue)]
+    trained = count(row.num_trainable_parameters or 0)
+    return [_cells((row.method, weights, trained, allocated, process, "")) + terminal.paint(card + tight, hue)]
 
 
 def _cells(cells: tuple[str, ...]) -> str:

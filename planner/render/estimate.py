@@ -9,7 +9,7 @@ from planner.render.terminal import Terminal, labelled, printable, wrap
 from planner.report import CardVerdict, Report
 from planner.units import GIB, human
 
-_LABEL = 7
+_LABEL, _SIZE = 7, 10
 _SHOWN_TRAPS, _SHOWN_SUGGESTIONS = 4, 5
 OUTCOMES = {"fits": ("FITS", "green"), "tight": ("TIGHT", "yellow"), "does_not_fit": ("DOES NOT FIT", "red")}
 
@@ -79,9 +79,11 @@ def recipe_text(report: Report) -> str:
     """The run in a few words."""
     knobs = report.recipe
     targets = knobs["targets"] if isinstance(knobs["targets"], str) else ",".join(knobs["targets"])
-    quantised = knobs["quantization"] in ("nf4", "fp4") and ("double quant" if knobs["double_quant"] else "single quant")
+    base = [knobs["method"]] + ([knobs["quantization"]] if knobs["quantization"] != "none" else [])
+    if knobs["quantization"] in ("nf4", "fp4"):
+        base.append("double quant" if knobs["double_quant"] else "single quant")
     words = [
-        " ".join(filter(None, (knobs["method"], knobs["quantization"] != "none" and knobs["quantization"], quantised))),
+        " ".join(base),
         knobs["method"] != "full" and f"r={knobs['rank']} {targets}",
         knobs["dora"] and "DoRA",
         f"{knobs['batch_size']} x {knobs['seq_len']} tokens",
@@ -99,11 +101,10 @@ def recipe_text(report: Report) -> str:
 
 def _peak(report: Report, terminal: Terminal) -> list[str]:
     peak = report.peak
-    star = "*"
-    numbers = (
-        f"{human(peak.process_bytes)}{star} process, {human(peak.reserved_bytes)}{star} reserved, "
-        f"{human(peak.allocated_bytes)} allocated, in {peak.phase.replace('_', ' ')}"
+    sizes = (
+        f"{human(peak.process_bytes)}* process, {human(peak.reserved_bytes)}* reserved, {human(peak.allocated_bytes)} allocated"
     )
+    numbers = wrap(f"{sizes}, in {peak.phase.replace('_', ' ')}", terminal.width - _LABEL)
     parts = _parts(report, terminal.num_parts)
     whole = max(peak.process_bytes, report.verdict.budget_bytes if report.verdict else 0)
     bar = terminal.bar([size for _, size in parts], whole, terminal.width - _LABEL)
@@ -111,7 +112,7 @@ def _peak(report: Report, terminal: Terminal) -> list[str]:
     rows = wrap("  ".join(legend), terminal.width - _LABEL)
     for i in range(len(parts)):
         rows = [row.replace(f"\1{i}\0", f"{terminal.glyph(i)} ") for row in rows]
-    return labelled("peak", [numbers, bar, *(row.replace("\0", " ") for row in rows)], _LABEL)
+    return labelled("peak", [*numbers, bar, *(row.replace("\0", " ") for row in rows)], _LABEL)
 
 
 def _parts(report: Report, most: int) -> list[tuple[str, int]]:
@@ -136,7 +137,8 @@ def _phases(report: Report, terminal: Terminal) -> list[str]:
 
 def _traps(report: Report, terminal: Terminal) -> list[str]:
     rows = [
-        f"{human(trap.nbytes) if trap.nbytes else '':>9}  " + terminal.paint(terminal.fit(trap.name, terminal.width - _LABEL - 11), "yellow")
+        f"{human(trap.nbytes) if trap.nbytes else '':>{_SIZE}}  "
+        + terminal.paint(terminal.fit(trap.name, terminal.width - _LABEL - _SIZE - 2), "yellow")
         for trap in report.traps[:_SHOWN_TRAPS]
     ]
     if len(report.traps) > _SHOWN_TRAPS:
@@ -149,10 +151,13 @@ def _suggestions(report: Report, terminal: Terminal) -> list[str]:
     widest = max((len(s.option) for s in shown), default=0)
     rows = []
     for suggestion in shown:
-        helps = suggestion.verdict is not None and suggestion.verdict.fits and not report.fits
-        mark = terminal.paint("fits: ", "green") if helps else ""
-        room = terminal.width - _LABEL - 11 - widest - 2 - (6 if helps else 0)
-        rows.append(f"{human(suggestion.saved_bytes):>9}  {suggestion.option:<{widest}}  {mark}{terminal.cut(suggestion.price, room)}")
+        outcome = suggestion.verdict.outcome if suggestion.verdict and not report.fits else "does_not_fit"
+        word, hue = OUTCOMES[outcome] if outcome != "does_not_fit" else ("", "red")
+        mark = terminal.paint(word.lower(), hue) + ": " if word else ""
+        room = terminal.width - _LABEL - _SIZE - 2 - widest - 2 - (len(word) + 2 if word else 0)
+        rows.append(
+            f"{human(suggestion.saved_bytes):>{_SIZE}}  {suggestion.option:<{widest}}  {mark}{terminal.cut(suggestion.price, room)}"
+        )
     return labelled("save", rows, _LABEL)
 
 
@@ -165,7 +170,7 @@ def _warnings(report: Report, terminal: Terminal) -> list[str]:
 
 
 def _next(report: Report, terminal: Terminal) -> list[str]:
-    return labelled("next", pasteable(advice.next_command(report), terminal.width - _LABEL), _LABEL)
+    return labelled("next", pasteable(printable(advice.next_command(report)), terminal.width - _LABEL), _LABEL)
 
 
 def pasteable(command: str, width: int) -> list[str]:
@@ -181,7 +186,7 @@ def pasteable(command: str, width: int) -> list[str]:
 
 
 def _small_print(report: Report, terminal: Terminal) -> list[str]:
-    text = "* provisional: the allocator's reserve and the CUDA context are stated figures, not yet simulated."
+    text = "* provisional: stated allocator reserve and CUDA context, not yet simulated"
     return [terminal.paint(row, "dim") for row in wrap(text, terminal.width)]
 
 

@@ -107,7 +107,8 @@ def documented(docstring: str) -> dict[str, str]:
 def _recipe(report: Report, known: Details, terminal: Terminal) -> list[str]:
     given = ", ".join(_knob(name, report.recipe[name]) for name in report.recipe if name in known.asked)
     taken = ", ".join(_knob(name, report.recipe[name]) for name in report.recipe if name not in known.asked)
-    rows = labelled("given", wrap(given or "nothing", terminal.width - 10), 8) + labelled("default", wrap(taken, terminal.width - 10), 8)
+    width = terminal.width - 10
+    rows = labelled("given", wrap(given or "nothing", width), 8) + labelled("default", wrap(taken, width), 8)
     return ["  " + row for row in rows]
 
 
@@ -128,15 +129,19 @@ def _provenance(report: Report, terminal: Terminal) -> list[list[str]]:
     assert known is not None
     card = known.device
     context = runtime.cuda_context(card.compute_capability if card else None)
+    reserve = runtime.allocator_reserve(peak.allocated_bytes)
     facts = [
         ("parameters", f"{report.model.num_parameters:,}, counted from the module table ({printable(report.model.source)})"),
-        ("allocated", f"{peak.allocated_bytes:,} bytes: the rows above, each rounded as the caching allocator does; closed form, "
-                      f"stated error {ERROR_PERCENT} %"),
-        ("reserved", f"{peak.reserved_bytes:,} bytes: allocated and a reserve; {runtime.allocator_reserve(peak.allocated_bytes).source}"),
-        ("process", f"{peak.process_bytes:,} bytes: reserved and a CUDA context of {human(context.nbytes)}; {context.source} (provisional)"),
-    ]  # fmt: skip
+        ("allocated", f"{peak.allocated_bytes:,} bytes: the rows above, rounded to blocks; closed form, error {ERROR_PERCENT} %"),
+        ("reserved", f"{peak.reserved_bytes:,} bytes: allocated and a reserve; {reserve.source}"),
+        (
+            "process",
+            f"{peak.process_bytes:,} bytes: reserved and a context of {human(context.nbytes)} (provisional); {context.source}",
+        ),
+    ]
     if card is not None and report.verdict is not None:
         held = f", less {human(card.used_bytes)} that others hold now" if card.used_bytes else ""
         facts.append(("card", f"{card.total_bytes:,} bytes ({card.total_bytes / GIB:.2f} GiB){held}; {card.note or 'as given'}"))
-        facts.append(("error", f"{report.verdict.error_bytes:,} bytes: {ERROR_PERCENT} % of allocated, and how far the two provisional terms may be off"))
+        error = f"{ERROR_PERCENT} % of allocated, and how far the two provisional terms may be off"
+        facts.append(("error", f"{report.verdict.error_bytes:,} bytes: {error}"))
     return [["  " + row for row in labelled(name, wrap(text, terminal.width - 14), 12)] for name, text in facts]

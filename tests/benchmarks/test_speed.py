@@ -26,24 +26,27 @@ COLD_RATIO = 1.5
 WARM_SECONDS = 0.002
 
 
-def seconds(command: tuple[str, ...], repository: Path) -> float:
+def seconds(command: tuple[str, ...], environment: dict[str, str]) -> float:
     """Wall time of one process; its exit code may be the verdict's (0 or 1)."""
     began = time.perf_counter()
-    done = subprocess.run(command, cwd=repository, capture_output=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
     taken = time.perf_counter() - began
     assert done.returncode in (0, 1), done.stderr.decode()
     return taken
 
 
-def test_the_cold_command_is_little_more_than_its_imports(repository: Path):
+def test_the_cold_command_is_little_more_than_its_imports(repository: Path, tmp_path: Path):
     """`qplan estimate` from a cold start takes at most 1.5 times what importing its libraries takes."""
+    # bytecode of both is compiled once, as an installation does, wherever and however this suite runs
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONPATH": str(repository)}
     script = Path(sysconfig.get_path("scripts")) / "qplan"
     qplan = (str(script),) if script.exists() else (sys.executable, "-c", "from planner.cli import main; main()")
     estimate = (*qplan, "estimate", LLAMA_70B, "--rank", "16")
-    seconds(BASELINE, repository)  # both once before the clock counts: bytecode and disk caches
-    seconds(estimate, repository)
+    seconds(BASELINE, environment)  # both once before the clock counts: bytecode and disk caches
+    seconds(estimate, environment)
     # in turns, so that a machine that slows down for a while slows both
-    pairs = [(seconds(BASELINE, repository), seconds(estimate, repository)) for _ in range(ROUNDS)]
+    pairs = [(seconds(BASELINE, environment), seconds(estimate, environment)) for _ in range(ROUNDS)]
     baseline, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
 
     assert ours <= COLD_RATIO * baseline, f"cold estimate {ours:.3f} s, imports alone {baseline:.3f} s"

@@ -43,6 +43,8 @@ def test_every_tensor_is_rounded_by_itself() -> None:
     assert total_bytes(scalars) == 8
     assert total_allocated(scalars) == 1024
     assert [tensor.allocated for tensor in scalars] == [512, 512]
+    assert total_bytes([TensorBytes("a", 4, times=2)]) == 8
+    assert total_allocated([TensorBytes("a", 4, times=2)]) == 1024
 
 
 def test_shapes_become_bytes_in_a_type() -> None:

@@ -39,7 +39,7 @@ def test_clipping_makes_norms_a_stack_and_scalars(dtype: DType) -> None:
         parameter.grad = torch.ones_like(parameter)
     with LiveStorages() as live:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-    inside, summing, scaling = clip_grad_norm([100, 7, 3000], dtype)
+    inside, summing, scaling = clip_grad_norm([(100, 1), (7, 1), (3000, 1)], dtype)
 
     assert live.peak == total_bytes(summing) == 7 * dtype.num_bytes
     assert total_bytes(scaling) == 4 * dtype.num_bytes
@@ -48,14 +48,14 @@ def test_clipping_makes_norms_a_stack_and_scalars(dtype: DType) -> None:
 
 def test_clipping_1120_adapters_takes_the_traced_0_6_mb() -> None:
     """Llama-2-70B's LoRA tensors: a block of 512 bytes for each norm."""
-    _, summing, _ = clip_grad_norm([16 * 8192] * 1120, DType.BF16)
+    _, summing, _ = clip_grad_norm([(16 * 8192, 1120)], DType.BF16)
 
     assert total_allocated(summing) == 1120 * 512 + 2560 + 512
 
 
 def test_partial_norms_follow_the_largest_tensor() -> None:
     """One fp32 for each tensor and each chunk of 65,536 elements of the largest."""
-    inside = clip_grad_norm([CHUNK_ELEMENTS * 2 + 1, 5], DType.FP32)[0]
+    inside = clip_grad_norm([(CHUNK_ELEMENTS * 2 + 1, 1), (5, 1)], DType.FP32)[0]
 
     assert inside[0].nbytes == 2 * 3 * 4
 
@@ -63,7 +63,7 @@ def test_partial_norms_follow_the_largest_tensor() -> None:
 def test_arrays_of_sizes() -> None:
     """A grid of ranks gives a grid of bytes."""
     ranks = np.array([8, 16, 64])
-    inside = clip_grad_norm([ranks * 4096, ranks * 8192], DType.FP32)[0]  # type: ignore[list-item]
+    inside = clip_grad_norm([(ranks * 4096, 2), (ranks * 8192, 2)], DType.FP32)[0]  # type: ignore[list-item]
 
-    assert inside[0].nbytes.tolist() == [clip_grad_norm([r * 4096, r * 8192], DType.FP32)[0][0].nbytes for r in (8, 16, 64)]
+    assert inside[0].nbytes.tolist() == [clip_grad_norm([(r * 8192, 4)], DType.FP32)[0][0].nbytes for r in (8, 16, 64)]
     assert gradient("a", ranks, DType.BF16).nbytes.tolist() == [16, 32, 128]  # type: ignore[arg-type]

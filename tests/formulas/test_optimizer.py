@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import typing
 import warnings
@@ -24,7 +25,7 @@ TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.FP16: torch.float16, DType.FP3
 BF16, FP32 = DType.BF16, DType.FP32
 
 # In an order that goes up and down.
-SHAPES = [(32, 64), (100,), (64, 128), (16, 256), (256,), (3, 32, 64), (65, 63)]
+SHAPES = [(32, 64), (100,), (64, 128), (64, 128), (64, 128), (16, 256), (256,), (256,), (3, 32, 64), (65, 63)]
 
 
 def make(name: str, parameters: list[list[Any]]) -> Any:
@@ -143,6 +144,11 @@ def test_states_of_an_array_of_sizes() -> None:
                     assert values == [int(getattr(s[i], field)) for s in single], (name, field)
 
 
+def runs(group: list[Parameter]) -> list[tuple[Parameter, int]]:
+    """Neighbours that are equal, counted."""
+    return [(parameter, len(list(equal))) for parameter, equal in itertools.groupby(group)]
+
+
 def measured_temporaries(name: str, groups: list[list[Parameter]]) -> int:
     """Bytes that the second real step holds at its peak beyond what it started with; scalars aside."""
     running = make(name, real_groups(groups))
@@ -162,7 +168,7 @@ def test_a_step_holds_what_the_real_step_holds(monkeypatch: pytest.MonkeyPatch, 
     """The real step's peak, for parameters in three orders: what one leaves behind meets the next. Storages are not rounded."""
     monkeypatch.setattr(optimizer, "allocated", lambda nbytes: nbytes)
     group = [Parameter(shape, dtype) for shape in ORDERS[order]]
-    measured, formula = measured_temporaries(name, [group]), optimizer.step_temporaries(VARIANTS[name], [group])
+    measured, formula = measured_temporaries(name, [group]), optimizer.step_temporaries(VARIANTS[name], [runs(group)])
 
     assert measured == formula
 
@@ -173,7 +179,9 @@ def test_groups_and_types_of_a_step(name: str) -> None:
     decayed = [Parameter((512, 512), BF16), Parameter((256, 512), FP32)]
     plain = [Parameter((1024,), FP32)]
 
-    assert measured_temporaries(name, [decayed, plain]) == optimizer.step_temporaries(VARIANTS[name], [decayed, plain])
+    assert measured_temporaries(name, [decayed, plain]) == optimizer.step_temporaries(
+        VARIANTS[name], [runs(decayed), runs(plain)]
+    )
 
 
 def test_a_fused_step_makes_nothing() -> None:
@@ -181,8 +189,8 @@ def test_a_fused_step_makes_nothing() -> None:
     group = [Parameter(shape, FP32) for shape in SHAPES]
 
     assert measured_temporaries("adamw_torch_fused", [group]) == 0
-    assert optimizer.step_temporaries(VARIANTS["adamw_torch_fused"], [group]) == 0
-    assert optimizer.step_temporaries(VARIANTS["paged_adamw_8bit"], [group]) == 0
+    assert optimizer.step_temporaries(VARIANTS["adamw_torch_fused"], [runs(group)]) == 0
+    assert optimizer.step_temporaries(VARIANTS["paged_adamw_8bit"], [runs(group)]) == 0
     assert optimizer.step_temporaries(VARIANTS["adamw_torch"], []) == 0
 
 
