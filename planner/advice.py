@@ -52,10 +52,16 @@ def suggest(spec: ModelSpec, asked: Recipe, resolved: Recipe, current: Outcome, 
             continue
         saved = current.process_bytes - outcome.process_bytes
         if saved >= ceil_div(current.process_bytes * NOTICEABLE_PERCENT, 100):
-            found.append(Suggestion(
-                option=flags(change.knobs), knobs=change.knobs, saved_bytes=saved, process_bytes=outcome.process_bytes,
-                verdict=outcome.verdict, price=change.price,
-            ))  # fmt: skip
+            found.append(
+                Suggestion(
+                    option=flags(change.knobs),
+                    knobs=change.knobs,
+                    saved_bytes=saved,
+                    process_bytes=outcome.process_bytes,
+                    verdict=outcome.verdict,
+                    price=change.price,
+                )
+            )
     return tuple(sorted(found, key=lambda s: -s.saved_bytes))
 
 
@@ -131,13 +137,23 @@ def _learns_less(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
 
 
 _IN_8_BITS = {
-    "adamw_torch": "adamw_8bit", "adamw_torch_fused": "adamw_8bit", "adamw_torch_foreach": "adamw_8bit", "adamw_32bit": "adamw_8bit",
-    "lion_32bit": "lion_8bit", "paged_adamw_32bit": "paged_adamw_8bit", "paged_lion_32bit": "paged_lion_8bit",
-}  # fmt: skip
+    "adamw_torch": "adamw_8bit",
+    "adamw_torch_fused": "adamw_8bit",
+    "adamw_torch_foreach": "adamw_8bit",
+    "adamw_32bit": "adamw_8bit",
+    "lion_32bit": "lion_8bit",
+    "paged_adamw_32bit": "paged_adamw_8bit",
+    "paged_lion_32bit": "paged_lion_8bit",
+}
 _PAGED = {
-    "adamw_torch": "paged_adamw_8bit", "adamw_torch_fused": "paged_adamw_8bit", "adamw_torch_foreach": "paged_adamw_8bit",
-    "adamw_32bit": "paged_adamw_8bit", "adamw_8bit": "paged_adamw_8bit", "lion_32bit": "paged_lion_8bit", "lion_8bit": "paged_lion_8bit",
-}  # fmt: skip
+    "adamw_torch": "paged_adamw_8bit",
+    "adamw_torch_fused": "paged_adamw_8bit",
+    "adamw_torch_foreach": "paged_adamw_8bit",
+    "adamw_32bit": "paged_adamw_8bit",
+    "adamw_8bit": "paged_adamw_8bit",
+    "lion_32bit": "paged_lion_8bit",
+    "lion_8bit": "paged_lion_8bit",
+}
 # What papers and tutorials adapt when they adapt attention alone, by how families name it.
 _ATTENTION = (("q_proj", "v_proj"), ("query_key_value",), ("qkv_proj",), ("Wqkv",), ("c_attn",))
 
@@ -206,7 +222,7 @@ def next_command(report: Report) -> str:
     if report.device is None:
         smallest = next((card for card in report.verdicts if card.verdict.outcome == "fits"), None)
         if smallest is not None:
-            return command("estimate", report.model.id, known.asked, {**known.options, "gpu": short_name(smallest.device.name)})
+            return command("estimate", report.model.id, known.asked, {**known.options, "gpu": typed_name(smallest.device.name)})
     found = known.make_it_fit()
     if found is None and report.device is not None:
         return command("gpus", report.model.id, known.asked, {name: o for name, o in known.options.items() if name != "gpu"})
@@ -217,7 +233,7 @@ def next_command(report: Report) -> str:
         "estimate",
         report.model.id,
         {**known.asked, **knobs},
-        {**known.options, "gpu": known.options.get("gpu", short_name(card))},
+        {**known.options, "gpu": known.options.get("gpu", typed_name(card))},
     )
 
 
@@ -226,6 +242,11 @@ def command(verb: str, model: str, knobs: dict[str, Any], options: dict[str, str
     import shlex
 
     return " ".join(filter(None, ("qplan", verb, shlex.quote(model), flags(knobs), flags(options))))
+
+
+def typed_name(card: str) -> str:
+    """The same without blanks: it needs no quotes in a shell."""
+    return short_name(card).replace(" ", "-")
 
 
 def short_name(card: str) -> str:

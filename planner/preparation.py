@@ -344,7 +344,7 @@ def _keys_not_to_convert(spec: ModelSpec, head: str | None) -> list[str]:
             keys.update(module.paths())
             keys.add(module.tied_to)
     last = next((module for module in reversed(spec.modules) if module.tied_to is None or module.bias), None)
-    if last is not None:
+    if last is not None and last.is_linear:  # the owner of anything else is not replaced anyway
         keys.add(parameter_paths(last, last.paths()[-1])[-1].removesuffix(".weight"))
     return sorted(keys | set(_KEPT_FROM_FP16.get(spec.model_type, ())))
 

@@ -108,6 +108,11 @@ class Tape:
         held = [Storage(self, n, name, Category.WORKSPACE) for n in nbytes]
         del held
 
+    @property
+    def drops_saved(self) -> bool:
+        """Whether what is saved now is dropped, to be recomputed: inside a checkpoint's first forward."""
+        return self._frame is not None and not self._recomputing
+
     def tracks(self, a: Tensor, b: Tensor | None = None, c: Tensor | None = None) -> bool:
         """Whether an operation on these is recorded for backward."""
         if not self.grad_enabled:

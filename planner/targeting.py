@@ -136,7 +136,7 @@ def find_targets(spec: ModelSpec, recipe: Recipe, known: Behaviours) -> Targetin
 
 def output_embedding(spec: ModelSpec) -> str | None:
     """Name of the row that turns hidden states into logits; None where a model has none of its own."""
-    return next((name for name in HEAD_NAMES if name in spec.by_name), None)
+    return next((module.name for module in spec.modules if module.layers is None and leaf(module.name) in HEAD_NAMES), None)
 
 
 def parameter_paths(module: Module, path: str) -> list[str]:

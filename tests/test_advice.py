@@ -56,9 +56,12 @@ def test_full_fine_tuning_is_told_of_adapters():
 
 def test_targets_are_those_the_family_has():
     """Families that name the attention otherwise get their own names, or none."""
-    changes = lambda model: list(
-        advice.changes(api._spec(model, None), api._Job(api._spec(model, None), Recipe(), api._stack("latest")).resolved)
-    )  # noqa: E731
+    stack = api._stack("latest")
+
+    def changes(model):
+        spec = api._spec(model, None)
+        return advice.changes(spec, api._Job(spec, Recipe(), stack).resolved)
+
     targets = {
         model: [c.knobs["targets"] for c in changes(model) if "targets" in c.knobs]
         for model in (LLAMA_7B, "bigscience/bloom-560m")
@@ -111,7 +114,7 @@ def test_short_names_find_their_cards():
     """The name that is printed can be typed, with blanks or with dashes."""
     for device in catalog.list_devices():
         assert catalog.find_device(advice.short_name(device.name)).name == device.name
-        assert catalog.find_device(advice.short_name(device.name).replace(" ", "-")).name == device.name
+        assert catalog.find_device(advice.typed_name(device.name)).name == device.name
 
 
 def test_flags_can_be_pasted():

@@ -16,17 +16,26 @@ from tests import fakes
 
 LLAMA_7B, LLAMA_70B = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-70b-hf"
 TINY = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
-    "vocab_size": 256, "torch_dtype": "bfloat16",
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 256,
+    "torch_dtype": "bfloat16",
+}
 
 # design.md, section 5, field by field.
 CONTRACT = {
     "schema_version": int,
     "engine": str,
     "model": {
-        "id": str, "model_type": str, "source": str,
-        "num_parameters": int, "num_quantized_parameters": int, "num_trainable_parameters": int,
+        "id": str,
+        "model_type": str,
+        "source": str,
+        "num_parameters": int,
+        "num_quantized_parameters": int,
+        "num_trainable_parameters": int,
     },
     "recipe": dict,
     "stack": dict,
@@ -36,10 +45,15 @@ CONTRACT = {
     "host": {"ram_peak_bytes": int, "paged_bytes": int, "download_bytes": int},
     "device": {"name": str, "total_bytes": int, "context_bytes": int, "usable_bytes": int},
     "verdict": {
-        "outcome": str, "required_bytes": int, "budget_bytes": int, "headroom_bytes": int, "binding_phase": str, "error_bytes": int,
+        "outcome": str,
+        "required_bytes": int,
+        "budget_bytes": int,
+        "headroom_bytes": int,
+        "binding_phase": str,
+        "error_bytes": int,
     },
     "warnings": list,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

@@ -35,13 +35,14 @@ class Attention:
         heads, kv_heads, head_dim: Query heads, key/value heads, and the width of one.
         q, k, v, out: Paths of the projections.
         fused: Path of one projection that gives q, k and v together; then q, k and v are empty.
-        fused_layout: How the fused output is taken apart: `slices` (q, k, v one after the other, by indexing), `split` (by
-            torch.split or chunk), `interleaved` (heads first, then chunked: GPT-NeoX), `falcon` (broadcast keys and values).
+        fused_layout: How the fused output is taken apart: `slices` (q, k, v by indexing), `split` (by torch.split or chunk),
+            `falcon` and `falcon_multi_query` (keys and values by fancy indexing; the former broadcast to all heads).
         rotary_dim: Elements of a head that are rotated; 0 without rotary positions.
         interleaved_rotary: Rotated in pairs (GLM, Cohere, GPT-J) instead of halves.
         q_norm, k_norm: Normalisations of queries and keys; `width` tells whether by head or over all heads.
         softcap: Scores pass through tanh (Gemma-2, eager only).
         dropout: Dropout on the attention weights.
+        plain_softmax: Eager scores go through softmax in their own dtype, which only autocast makes fp32 (GPT-2).
         sliding_window: Tokens that a query looks back; None for all.
         alibi: Positions enter as a bias on the scores.
         forces_eager: The family has no other kernel than its own Python one.
@@ -62,6 +63,7 @@ class Attention:
     k_norm: NormSpec | None = None
     softcap: bool = False
     dropout: float = 0.0
+    plain_softmax: bool = False
     sliding_window: int | None = None
     alibi: bool = False
     forces_eager: bool = False
@@ -124,7 +126,7 @@ class Layer:
         attention: Its attention.
         mlp: Its feed-forward block.
         layout: How norms and residuals go: `pre` (Llama), `post` (OLMo-2: norm after each block), `sandwich` (Gemma-2: before and
-            after), `parallel` (one input norm or two, one sum).
+            after), `parallel` (one input norm or two, one sum); others as `planner.operations.gpt` has them.
         norms: In the order of use. pre: attention, mlp. post: after attention, after mlp. sandwich: before and after attention,
             before and after mlp. parallel: attention, and the mlp's own if it has one.
         dropout: Dropout on each block's output before the residual sum.
@@ -150,6 +152,8 @@ class Decoder:
         layer_prefix: Path of a layer, `*` for its index: `model.layers.*.`.
         embedding: Path of the token embedding.
         positions: Path of a learned position embedding; empty without.
+        positions_by_token: Positions are looked up for every token (OPT), not once for all sequences.
+        project_in, project_out: Paths of linears behind the embedding and before the head (OPT-350M); empty without.
         embedding_norm: A norm on the embedding (BLOOM).
         embedding_scale: The embedding is multiplied by a constant (Gemma, Granite).
         dropout: Dropout on the embedding.
@@ -167,6 +171,9 @@ class Decoder:
     layer_prefix: str = "model.layers.*."
     embedding: str = "model.embed_tokens"
     positions: str = ""
+    positions_by_token: bool = False
+    project_in: str = ""
+    project_out: str = ""
     embedding_norm: NormSpec | None = None
     embedding_scale: bool = False
     dropout: float = 0.0

@@ -96,12 +96,17 @@ def decoder(config: Fields, model: Table) -> Dims:
     model.norm("norm", dims.hidden)
     _rotary(config, model, layers)
     if own:
-        rows = config.integer("vocab_size_per_layer_input", default=262_144)
-        model.embedding("embed_tokens_per_layer", rows, dims.layers * own)
-        model.buffer("embed_tokens_per_layer.embed_scale", (), None)
-        model.linear("per_layer_model_projection", dims.hidden, dims.layers * own)
-        model.norm("per_layer_projection_norm", own)
+        _own_inputs(config, dims, model, own)
     return dims
+
+
+def _own_inputs(config: Fields, dims: Dims, model: Table, own: int) -> None:
+    """The embedding that gives every layer an input of its own, and the projection that mixes in the common one."""
+    rows = config.integer("vocab_size_per_layer_input", default=262_144)
+    model.embedding("embed_tokens_per_layer", rows, dims.layers * own)
+    model.buffer("embed_tokens_per_layer.embed_scale", (), None)
+    model.linear("per_layer_model_projection", dims.hidden, dims.layers * own)
+    model.norm("per_layer_projection_norm", own)
 
 
 def _attention(config: Fields, dims: Dims, layer: Table, attention: _Attention) -> None:

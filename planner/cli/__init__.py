@@ -30,8 +30,8 @@ def run(arguments: Sequence[str]) -> int:
         arguments: What stands after `qplan`.
 
     Returns:
-        The exit code. Faults of the request go to standard error, as do faults of the program: never a traceback, unless QPLAN_DEBUG
-        is set.
+        The exit code. Faults of the request go to standard error, and so do faults of the program: never a traceback, unless
+        QPLAN_DEBUG is set.
     """
     import typer
 

@@ -18,7 +18,7 @@ def gpus(incomplete: str) -> list[str]:
     from planner import advice
 
     spellings = (
-        advice.short_name(name).replace(" ", "-") for card in model_specs.gpus() for name in (card["name"], *card["aliases"])
+        advice.typed_name(name) for card in model_specs.gpus() for name in (card["name"], *card["aliases"])
     )
     return [name for name in dict.fromkeys(spellings) if name.lower().startswith(incomplete.lower())]
 

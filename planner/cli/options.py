@@ -78,10 +78,10 @@ KNOBS: tuple[Knob, ...] = (
     Knob("method", "qlora: adapters over a quantised base; lora: over a 16-bit base; full: all weights. Default: qlora.", METHOD),
     Knob("rank", "Rank of the LoRA adapters. Default: 16.", METHOD, whole_number),
     Knob("lora_alpha", "LoRA's alpha; it scales and allocates nothing. Default: twice the rank.", METHOD, whole_number),
-    Knob("targets", "all-linear, names separated by commas (q_proj,v_proj), or one regular expression. Default: all-linear.", METHOD,
+    Knob("targets", "all-linear, names (q_proj,v_proj), or one regular expression. Default: all-linear.", METHOD,
          module_names, "all-linear|NAMES"),
     Knob("rank_pattern", "Other ranks for some modules, as in LoraConfig: q_proj=8,v_proj=32.", METHOD, ranks, "NAME=RANK,..."),
-    Knob("modules_to_save", "Modules trained whole beside the adapters, as in LoraConfig: lm_head,embed_tokens.", METHOD, names, "NAMES"),
+    Knob("modules_to_save", "Modules trained whole, as in LoraConfig: lm_head,embed_tokens.", METHOD, names, "NAMES"),
     Knob("dropout", "lora_dropout. Default: 0.05.", METHOD, number, "FLOAT"),
     Knob("dora", "DoRA: a trained magnitude for each output. Default: off.", METHOD, None),
     Knob("rslora", "Rank-stabilised scaling; it allocates nothing. Default: off.", METHOD, None),
@@ -90,9 +90,9 @@ KNOBS: tuple[Knob, ...] = (
     Knob("compute_dtype", "bnb_4bit_compute_dtype: what 4-bit weights are multiplied in. Default: bf16.", PRECISION),
     Knob("dtype", "What from_pretrained loads; auto is the checkpoint's own. Default: auto.", PRECISION),
     Knob("mixed_precision", "Autocast of the training step. Default: bf16.", PRECISION),
-    Knob("kbit_prepare", "Call prepare_model_for_kbit_training, which upcasts to fp32. Default: on over a quantised base.", PRECISION, None),
+    Knob("kbit_prepare", "Call prepare_model_for_kbit_training (upcasts to fp32). Default: on over a quantised base.", PRECISION, None),
     Knob("adapter_dtype", "What the adapters are stored in. Default: as PEFT and the entry point leave them.", PRECISION),
-    Knob("optim", "The optimizer, as TrainingArguments names it. Default: paged_adamw_8bit for qlora, else the entry point's.", STEP,
+    Knob("optim", "As TrainingArguments names it. Default: paged_adamw_8bit for qlora, else the entry point's.", STEP,
          str, "NAME"),
     Knob("batch_size", "Sequences in one micro-batch (per_device_train_batch_size). Default: 1.", STEP, whole_number),
     Knob("seq_len", "Tokens in every sequence. Default: 512.", STEP, whole_number),
@@ -163,24 +163,33 @@ def _parameter(knob: Knob) -> inspect.Parameter:
 Model = Annotated[
     str,
     typer.Argument(
-        help="A bundled id, a Hub id, a folder with config.json, or a config.json.", metavar="MODEL",
-        autocompletion=completion.models, show_default=False,
+        help="A bundled id, a Hub id, a folder with config.json, or a config.json.",
+        metavar="MODEL",
+        autocompletion=completion.models,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 Gpu = Annotated[
     str | None,
     typer.Option(
-        "--gpu", help="A card's name, loosely (a6000, A100-80GB), or a size (80GiB). Default: the local card, else the common ones.",
-        metavar="NAME|SIZE", rich_help_panel=STACK, autocompletion=completion.gpus, show_default=False,
+        "--gpu",
+        help="A card's name, loosely (a6000, A100-80GB), or a size (80GiB). Default: the local card, else the common ones.",
+        metavar="NAME|SIZE",
+        rich_help_panel=STACK,
+        autocompletion=completion.gpus,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 Stack = Annotated[
     str,
     typer.Option(
-        "--stack", help="Library versions: auto (this environment's), latest, or PKG==VERSION,...", metavar="auto|latest|PKG==VERSION,...",
-        rich_help_panel=STACK, autocompletion=completion.choices(("auto", "latest")),
+        "--stack",
+        help="Library versions: auto (this environment's), latest, or PKG==VERSION,...",
+        metavar="auto|latest|PKG==VERSION,...",
+        rich_help_panel=STACK,
+        autocompletion=completion.choices(("auto", "latest")),
     ),
-]  # fmt: skip
+]
 Revision = Annotated[
     str | None,
     typer.Option(
@@ -190,10 +199,13 @@ Revision = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        "--engine", help="How the estimate is made. This version has analytic.", metavar="analytic|traced|both", rich_help_panel=STACK,
+        "--engine",
+        help="How the estimate is made. This version has analytic.",
+        metavar="analytic|traced|both",
+        rich_help_panel=STACK,
         autocompletion=completion.choices(("analytic", "traced", "both")),
     ),
-]  # fmt: skip
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes, and nothing else.", rich_help_panel=OUTPUT)]
 Explain = Annotated[
     bool,

@@ -14,9 +14,10 @@ from planner.formulas.optimizer import VARIANTS, step_temporaries
 from planner.ledger import Category, Phase
 from planner.operations.attention import Positions
 from planner.operations.decoder import Batch, Weights, decoder_layer, normalise, rotary_tables
-from planner.operations.elementwise import add_constant, dropout, scale
+from planner.operations.elementwise import add_broadcast, dropout, scale
 from planner.operations.head import chunked_loss, full_loss, logits
 from planner.operations.linear import Linear, Lora
+from planner.operations.lora import linear
 from planner.operations.norm import Norm
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
@@ -96,39 +97,44 @@ class _Step:
     def backbone(self) -> Tensor:
         """Embedding, layers, final norm."""
         t, decoder = self.t, self.decoder
-        x = self.embed()
+        held: list[Tensor] = []  # the looked-up embeddings keep their names until the model's forward returns
+        x = self.embed(held)
         positions = self.positions(x)
         for region, repeat, index in self.schedule(x.requires_grad):
             x = self.run_layer(region, repeat, x, index, positions)
         if decoder.norm is not None:
             x = normalise(t, decoder.norm, x, self.outer_norm(decoder.norm))
+        if decoder.project_out:
+            x = linear(t, x, self.linear_of(self.at(decoder.project_out, None)), decoder.project_out)
         return x
 
-    def embed(self) -> Tensor:
+    def embed(self, held: list[Tensor]) -> Tensor:
         """
-        Token (and position) embedding. Its output needs a gradient if it is trained, or if checkpointing made the trainer ask for one.
+        Token (and position) embedding. What is looked up needs a gradient if it is trained, or if checkpointing made the trainer ask.
 
         Source:
-            transformers@5.23.0, modeling_utils.py, enable_input_require_grads.
+            transformers@5.23.0, modeling_utils.py, enable_input_require_grads: a hook on the token embedding's module.
         """
         t, decoder = self.t, self.decoder
         embedding = self.at(decoder.embedding, None)
         table = self.owned(embedding)
-        x = self.looked_up(table, decoder.hidden_size)
+        x = self.looked_up(table, embedding.module.shape[1])
         if decoder.embedding_scale:
             x = scale(t, x, "scaled embedding")
+        if self.recipe.gradient_checkpointing and not x.requires_grad:
+            x.requires_grad = True
+        if decoder.project_in:
+            x = linear(t, x, self.linear_of(self.at(decoder.project_in, None)), decoder.project_in)
+        held.append(x)
         if decoder.positions:
             position = self.at(decoder.positions, None)
             places = self.leaf(position.module.weight_numel, position.dtype, position.trainable)
-            positions = self.looked_up(places, decoder.hidden_size, self.recipe.seq_len)
-            x = add_constant(t, x, name="embedding with positions")
-            del positions
+            copies = 1 if decoder.positions_by_token else self.recipe.batch_size
+            held.append(self.looked_up(places, decoder.hidden_size, self.tokens // copies))
+            x = add_broadcast(t, x, held[-1], copies, "embedding with positions")
         if decoder.embedding_norm is not None:
             x = normalise(t, decoder.embedding_norm, x, self.outer_norm(decoder.embedding_norm))
-        x = dropout(t, x, decoder.dropout)
-        if self.recipe.gradient_checkpointing and not x.requires_grad:
-            x.requires_grad = True
-        return x
+        return dropout(t, x, decoder.dropout)
 
     def looked_up(self, table: Tensor, width: int, rows: int | None = None) -> Tensor:
         """nn.Embedding: a row a token; its backward makes a gradient of the whole table."""

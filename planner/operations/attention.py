@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from planner.architecture.decoder import Attention
 from planner.dtypes import DType
 from planner.operations.elementwise import (
     add,
     add_constant,
     concatenate,
     copy,
+    dropout,
     mul_broadcast,
     negative,
     part,
@@ -96,10 +98,10 @@ def _rotate_half(t: Tape, x: Tensor) -> Tensor:
     return concatenate(t, (negative(t, second), first), "half rotated")
 
 
-def attend(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, kernel: str, softcap: bool = False) -> Tensor:
+def attend(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, kernel: str, spec: Attention) -> Tensor:
     """Softmax(q k^T) v by `eager`, `efficient`, `flash` (PyTorch's) or `flash_attention_2` (the package)."""
     if kernel == "eager":
-        return _eager(t, q, k, v, shape, positions, softcap)
+        return _eager(t, q, k, v, shape, positions, spec)
     if kernel == "efficient":
         return _efficient(t, q, k, v, shape, positions)
     if kernel == "flash_attention_2":
@@ -170,7 +172,7 @@ class _KernelBackward:
         return made
 
 
-def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, softcap: bool) -> Tensor:
+def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, spec: Attention) -> Tensor:
     """
     Scores as a tensor: product, scaling, mask, fp32 softmax, cast back, product with the values.
 
@@ -179,7 +181,7 @@ def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Po
     """
     k, v = repeat(t, k, shape.groups), repeat(t, v, shape.groups)
     weights = scale(t, _batched(t, q, k, shape, shape.scores, strided=(True, shape.groups == 1)), "scaled scores")
-    if softcap:
+    if spec.softcap:
         from planner.operations.elementwise import activation_of_result
 
         weights = scale(t, weights)
@@ -187,7 +189,11 @@ def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Po
         weights = scale(t, weights)
     if positions.mask is not None:
         weights = add_constant(t, weights, name="masked scores")
-    weights = t.cast(_softmax(t, weights, DType.FP32), q.dtype, "attention weights")
+    if spec.plain_softmax:
+        weights = t.cast(plain_softmax(t, weights), v.dtype, "attention weights")
+    else:
+        weights = t.cast(_softmax(t, weights, DType.FP32), q.dtype, "attention weights")
+    weights = dropout(t, weights, spec.dropout)
     out = _batched(t, weights, v, shape, shape.tokens * shape.heads * shape.value_dim, strided=(False, shape.groups == 1))
     return copy(t, out, "attention output")
 
@@ -226,6 +232,22 @@ def _softmax(t: Tape, x: Tensor, dtype: DType) -> Tensor:
     given = x.dtype
     if given is not DType.FP16:
         x = t.cast(x, dtype, "scores in fp32")
+    return _softmax_kernel(t, x, dtype)
+
+
+def plain_softmax(t: Tape, x: Tensor) -> Tensor:
+    """
+    softmax(x) without a dtype: in fp32 under autocast, else in its own.
+
+    Source:
+        torch@2.13.0, aten/src/ATen/autocast_mode.h, fp32 list.
+    """
+    if t.autocast is not None:
+        x = t.cast(x, DType.FP32, "scores in fp32")
+    return _softmax_kernel(t, x, x.dtype)
+
+
+def _softmax_kernel(t: Tape, x: Tensor, dtype: DType) -> Tensor:
     out = t.new(x.numel, dtype, "softmax")
     if t.tracks(x):
         result = x.dtype

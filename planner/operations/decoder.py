@@ -13,7 +13,8 @@ from planner.dtypes import DType
 from planner.operations.attention import Positions, Shape, attend, rotate
 from planner.operations.elementwise import act_fn, add, dropout, mul, part, scale, split
 from planner.operations.gpt import GPT_LAYOUTS
-from planner.operations.linear import Linear, linear
+from planner.operations.linear import Linear
+from planner.operations.lora import linear
 from planner.operations.moe import moe
 from planner.operations.norm import Norm, norm
 from planner.schedule import Tape
@@ -99,7 +100,7 @@ class Runner:
             )
         shape = Shape(batch.size, batch.length, spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim)
         kernel = "eager" if spec.forces_eager else batch.kernel
-        out = attend(t, q, k, v, shape, self.positions, kernel, spec.softcap)
+        out = attend(t, q, k, v, shape, self.positions, kernel, spec)
         return self.linear(spec.out, out)
 
     def projections(self, x: Tensor, spec: Attention, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,6 +30,21 @@ def add_constant(t: Tape, a: Tensor, dtype: DType | None = None, name: str = "su
     return out
 
 
+def add_broadcast(t: Tape, a: Tensor, b: Tensor, copies: int, name: str = "sum") -> Tensor:
+    """a + b where b is broadcast to so many copies, over which its gradient is summed."""
+    out = t.new(a.numel, promote(a.dtype, b.dtype), name)
+    if t.tracks(a, b):
+        numel = b.numel
+
+        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+            g = _first(grads)
+            return g, t.new(numel, g.dtype, "gradient of a broadcast term") if copies > 1 and b_wants else g
+
+        b_wants = b.requires_grad
+        t.record(out, (a, b), None, backward)
+    return out
+
+
 def mul(t: Tape, a: Tensor, b: Tensor, name: str = "product") -> Tensor:
     """a * b, of equal numel; each is saved if the other needs a gradient."""
     tracked = t.tracks(a, b)

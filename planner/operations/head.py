@@ -12,7 +12,8 @@ from planner.dtypes import DType
 from planner.formulas.blocks import smaller
 from planner.ledger import Category
 from planner.operations.elementwise import activation_of_result, copy, scale
-from planner.operations.linear import Linear, linear
+from planner.operations.linear import Linear
+from planner.operations.lora import linear
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
 

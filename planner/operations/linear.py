@@ -1,5 +1,5 @@
 """
-Linear layers: dense and quantised products, and the LoRA branch that PEFT adds to them.
+Linear layers as they are without adapters: dense and quantised products.
 
 Shapes: T tokens; k inputs and m outputs of the layer; r the adapter's rank.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from planner.dtypes import DType
 from planner.ledger import Category
-from planner.operations.elementwise import add, copy, dropout, scale
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
 
@@ -56,24 +55,6 @@ class Linear:
     lora: Lora | None = None
 
 
-def linear(t: Tape, x: Tensor, layer: Linear, name: str = "") -> Tensor:
-    """
-    The layer with its adapter: x [T, k] -> [T, m].
-
-    Source:
-        peft@0.21.2, tuners/lora/layer.py Linear.forward; tuners/lora/bnb.py Linear4bit.forward, Linear8bitLt.forward.
-    """
-    before, t.scope = t.scope, name or t.scope
-    try:
-        if layer.lora is None:
-            return base_linear(t, x, layer)
-        if layer.quantization is None:
-            return _adapted(t, x, layer, layer.lora)
-        return _adapted_quantized(t, x, layer, layer.lora)
-    finally:
-        t.scope = before
-
-
 def base_linear(t: Tape, x: Tensor, layer: Linear) -> Tensor:
     """The layer without its adapter."""
     if layer.quantization is None:
@@ -108,36 +89,6 @@ def product(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int
 
         t.record(out, (x, weight, bias), saved, backward)
     return out
-
-
-def _adapted(t: Tape, x: Tensor, layer: Linear, lora: Lora) -> Tensor:
-    result = base_linear(t, x, layer)
-    dtype = result.dtype
-    x = t.cast(x, lora.a.dtype, "input in the adapter's dtype")
-    result = add(t, result, scale(t, _branch(t, x, layer, lora)), "output with adapter")
-    return t.cast(result, dtype)
-
-
-def _adapted_quantized(t: Tape, x: Tensor, layer: Linear, lora: Lora) -> Tensor:
-    result = base_linear(t, x, layer)
-    result = copy(t, result, "defensive clone")
-    dtype = result.dtype
-    if t.autocast is None:
-        x = t.cast(x, lora.a.dtype, "input in the adapter's dtype")
-    output = scale(t, _branch(t, x, layer, lora))
-    if t.autocast is None:
-        output = t.cast(output, dtype)
-    result = add(t, result, output, "output with adapter")
-    return result
-
-
-def _branch(t: Tape, x: Tensor, layer: Linear, lora: Lora) -> Tensor:
-    """lora_B(lora_A(dropout(x)))."""
-    return product(t, _down(t, x, layer, lora), lora.b, None, lora.rank, layer.outputs, "adapter output")
-
-
-def _down(t: Tape, x: Tensor, layer: Linear, lora: Lora) -> Tensor:
-    return product(t, dropout(t, x, lora.dropout), lora.a, None, layer.inputs, lora.rank, "adapter bottleneck")
 
 
 def _linear_4bit(t: Tape, x: Tensor, layer: Linear) -> Tensor:

@@ -91,15 +91,18 @@ def _rms_plus_one(t: Tape, x: Tensor, layer: Norm) -> Tensor:
 
 def _layer(t: Tape, x: Tensor, layer: Norm) -> Tensor:
     """
-    nn.LayerNorm, one kernel: saves its input and two fp32 statistics a row. Autocast runs it in fp32 and leaves its output there.
+    nn.LayerNorm, one kernel: saves its input, two fp32 statistics a row and its parameters. Autocast casts them all to fp32.
 
     Source:
         torch@2.13.0, aten/src/ATen/autocast_mode.h (fp32 list), native/cuda/layer_norm_kernel.cu.
     """
+    weight, bias = layer.weight, layer.bias
     if t.autocast is not None:
         x = t.cast(x, DType.FP32, "norm input in fp32")
+        weight = None if weight is None else t.cast(weight, DType.FP32, "norm weight in fp32")
+        bias = None if bias is None else t.cast(bias, DType.FP32, "norm bias in fp32")
     rows, numel = x.numel // layer.width, x.numel
-    params = (layer.weight, layer.bias)
+    params = (weight, bias)
     out = t.new(numel, x.dtype, "norm output")
     mean = t.new(rows, DType.FP32, "row mean")
     rstd = t.new(rows, DType.FP32, "row deviation")
@@ -114,7 +117,7 @@ def _layer(t: Tape, x: Tensor, layer: Norm) -> Tensor:
             dw, db = (None if n is None else t.new(n, g.dtype, "gradient of a norm") for n in sizes)
             return dx, dw, db
 
-        t.record(out, (x, *params), t.save(x, mean, rstd), backward)
+        t.record(out, (x, *params), t.save(x, mean, rstd, *params), backward)
     return out
 
 

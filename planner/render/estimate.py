@@ -11,6 +11,8 @@ from planner.units import GIB, human
 
 _LABEL, _SIZE = 7, 10
 _SHOWN_TRAPS, _SHOWN_SUGGESTIONS = 4, 5
+# Traps of less than this part of the peak are left to --explain; those without a size are shown.
+_SHOWN_PER_MILLE = 1
 OUTCOMES = {"fits": ("FITS", "green"), "tight": ("TIGHT", "yellow"), "does_not_fit": ("DOES NOT FIT", "red")}
 
 
@@ -24,7 +26,7 @@ def lines(report: Report, terminal: Terminal, *, explain: bool = False) -> list[
         explain: Whether to add what makes up the numbers, and where each comes from.
     """
     parts = [_answer(report, terminal), _run(report, terminal), [""], _peak(report, terminal), _phases(report, terminal)]
-    parts += [_spaced(_traps(report, terminal)), _spaced(_suggestions(report, terminal))]
+    parts += [_spaced(_traps(report, terminal) + _suggestions(report, terminal))]
     parts += [_spaced(_warnings(report, terminal)), _spaced(_next(report, terminal)), _small_print(report, terminal)]
     if explain:
         from planner.render import explain as more
@@ -127,22 +129,24 @@ def _parts(report: Report, most: int) -> list[tuple[str, int]]:
 
 def _phases(report: Report, terminal: Terminal) -> list[str]:
     phases = [f"{phase.phase.replace('_', ' ')} {gib(phase.allocated_peak_bytes)}" for phase in report.phases]
-    text = ", ".join([*phases, f"between steps {gib(report.steady_bytes)} GiB allocated"])
     host = report.host
     sizes = (("paged", host.paged_bytes), ("host RAM", host.ram_peak_bytes), ("download", host.download_bytes))
-    beside = ", ".join(f"{name} {human(size)}" for name, size in sizes if size)
-    rows = labelled("phases", wrap(text, terminal.width - _LABEL), _LABEL)
-    return rows + (labelled("host", wrap(beside, terminal.width - _LABEL), _LABEL) if beside else [])
+    beside = [f"{human(report.steady_bytes)} between steps", *(f"{name} {human(size)}" for name, size in sizes if size)]
+    width = terminal.width - _LABEL
+    found = labelled("phases", wrap(", ".join(phases) + " GiB", width), _LABEL)
+    return found + labelled("rest", wrap(", ".join(beside), width), _LABEL)
 
 
 def _traps(report: Report, terminal: Terminal) -> list[str]:
+    least = report.peak.allocated_bytes * _SHOWN_PER_MILLE // 1000
+    worth = [trap for trap in report.traps if trap.nbytes >= least or not trap.nbytes]
     rows = [
         f"{human(trap.nbytes) if trap.nbytes else '':>{_SIZE}}  "
         + terminal.paint(terminal.fit(trap.name, terminal.width - _LABEL - _SIZE - 2), "yellow")
-        for trap in report.traps[:_SHOWN_TRAPS]
+        for trap in worth[:_SHOWN_TRAPS]
     ]
-    if len(report.traps) > _SHOWN_TRAPS:
-        rows.append(f"and {len(report.traps) - _SHOWN_TRAPS} more: --explain")
+    if len(worth) > _SHOWN_TRAPS:
+        rows.append(f"and {len(worth) - _SHOWN_TRAPS} more: --explain")
     return labelled("traps", rows, _LABEL)
 
 
@@ -155,9 +159,8 @@ def _suggestions(report: Report, terminal: Terminal) -> list[str]:
         word, hue = OUTCOMES[outcome] if outcome != "does_not_fit" else ("", "red")
         mark = terminal.paint(word.lower(), hue) + ": " if word else ""
         room = terminal.width - _LABEL - _SIZE - 2 - widest - 2 - (len(word) + 2 if word else 0)
-        rows.append(
-            f"{human(suggestion.saved_bytes):>{_SIZE}}  {suggestion.option:<{widest}}  {mark}{terminal.cut(suggestion.price, room)}"
-        )
+        price = mark + terminal.cut(suggestion.price, room)
+        rows.append(f"{human(suggestion.saved_bytes):>{_SIZE}}  {suggestion.option:<{widest}}  {price}")
     return labelled("save", rows, _LABEL)
 
 

@@ -13,8 +13,16 @@ from typing import TextIO
 MIN_WIDTH, MAX_WIDTH = 80, 120
 
 _SGR = {
-    "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36", "white": "37",
-}  # fmt: skip
+    "bold": "1",
+    "dim": "2",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "blue": "34",
+    "magenta": "35",
+    "cyan": "36",
+    "white": "37",
+}
 # One glyph a part, the largest part first: told apart without colours as well.
 _GLYPHS = {True: "█▓▒░▚▞▖", False: "#=+-:o."}
 _HUES = ("blue", "cyan", "magenta", "yellow", "green", "red", "white")

@@ -37,24 +37,70 @@ def test_estimate_json_is_the_contract(capsys):
 def test_estimate_passes_every_option_on(capsys):
     """What is typed is what is planned."""
     typed = {
-        "--method": "lora", "--rank": "8", "--lora-alpha": "32", "--targets": "q_proj,v_proj", "--rank-pattern": "q_proj=4",
-        "--modules-to-save": "lm_head", "--dropout": "0.1", "--quantization": "none", "--compute-dtype": "fp16", "--dtype": "bf16",
-        "--mixed-precision": "bf16", "--adapter-dtype": "fp32", "--optim": "sgd", "--batch-size": "2", "--seq-len": "64",
-        "--grad-accum": "3", "--max-grad-norm": "0.5", "--attn": "eager", "--loss": "full", "--entry-point": "trainer",
-    }  # fmt: skip
-    switches = ("--dora", "--rslora", "--no-double-quant", "--no-kbit-prepare", "--no-padding", "--packing", "--no-gradient-checkpointing",
-                "--use-reentrant")  # fmt: skip
+        "--method": "lora",
+        "--rank": "8",
+        "--lora-alpha": "32",
+        "--targets": "q_proj,v_proj",
+        "--rank-pattern": "q_proj=4",
+        "--modules-to-save": "lm_head",
+        "--dropout": "0.1",
+        "--quantization": "none",
+        "--compute-dtype": "fp16",
+        "--dtype": "bf16",
+        "--mixed-precision": "bf16",
+        "--adapter-dtype": "fp32",
+        "--optim": "sgd",
+        "--batch-size": "2",
+        "--seq-len": "64",
+        "--grad-accum": "3",
+        "--max-grad-norm": "0.5",
+        "--attn": "eager",
+        "--loss": "full",
+        "--entry-point": "trainer",
+    }
+    switches = (
+        "--dora",
+        "--rslora",
+        "--no-double-quant",
+        "--no-kbit-prepare",
+        "--no-padding",
+        "--packing",
+        "--no-gradient-checkpointing",
+        "--use-reentrant",
+    )
     words = [word for pair in typed.items() for word in pair]
     recipe = json.loads(printed(capsys, "estimate", LLAMA_7B, *words, *switches, "--json"))["recipe"]
 
     assert recipe == {
-        "method": "lora", "rank": 8, "lora_alpha": 32, "targets": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 4},
-        "modules_to_save": ["lm_head"], "dropout": 0.1, "quantization": "none", "compute_dtype": "fp16", "dtype": "bf16",
-        "mixed_precision": "bf16", "adapter_dtype": "fp32", "optim": "sgd", "batch_size": 2, "seq_len": 64, "grad_accum": 3,
-        "max_grad_norm": 0.5, "attn": "eager", "loss": "full", "entry_point": "trainer", "dora": True, "rslora": True,
-        "double_quant": False, "kbit_prepare": False, "padding": False, "packing": True, "gradient_checkpointing": False,
+        "method": "lora",
+        "rank": 8,
+        "lora_alpha": 32,
+        "targets": ["q_proj", "v_proj"],
+        "rank_pattern": {"q_proj": 4},
+        "modules_to_save": ["lm_head"],
+        "dropout": 0.1,
+        "quantization": "none",
+        "compute_dtype": "fp16",
+        "dtype": "bf16",
+        "mixed_precision": "bf16",
+        "adapter_dtype": "fp32",
+        "optim": "sgd",
+        "batch_size": 2,
+        "seq_len": 64,
+        "grad_accum": 3,
+        "max_grad_norm": 0.5,
+        "attn": "eager",
+        "loss": "full",
+        "entry_point": "trainer",
+        "dora": True,
+        "rslora": True,
+        "double_quant": False,
+        "kbit_prepare": False,
+        "padding": False,
+        "packing": True,
+        "gradient_checkpointing": False,
         "use_reentrant": True,
-    }  # fmt: skip
+    }
 
 
 def test_a_regular_expression_is_a_target(capsys):

@@ -14,9 +14,14 @@ from tests import fakes
 
 LLAMA_7B, LLAMA_70B = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-70b-hf"
 TINY = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
-    "vocab_size": 256, "torch_dtype": "bfloat16",
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 256,
+    "torch_dtype": "bfloat16",
+}
 SCREENS = {
     "fits": (LLAMA_70B, {"gpu": "a6000", "rank": 16}),
     "common": (LLAMA_70B, {"rank": 16}),
