@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from planner.errors import QplanError
@@ -26,8 +25,7 @@ class Outcome(NamedTuple):
 Plan = Callable[[Recipe], Outcome]
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """Knobs to change, and the price in words."""
 
     knobs: dict[str, Any]

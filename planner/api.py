@@ -160,13 +160,18 @@ class _Job:
     stack: Stack
     asked: dict[str, Any] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
+    _found: dict[tuple[int, int], analytic.Analysis] = field(default_factory=dict, repr=False)
 
     @cached_property
     def resolved(self) -> Recipe:
         return stacks.resolve(self.recipe, self.stack, self.spec.dtype)
 
     def analysis(self, device: Device | None) -> analytic.Analysis:
-        return analytic.analyse(self.spec, self.resolved, self.stack, device)
+        """What the engine finds; of a card it sees the compute capability alone, so cards that share one share the answer."""
+        capability = analytic.DEFAULT_CAPABILITY if device is None else device.compute_capability
+        if capability not in self._found:
+            self._found[capability] = analytic.analyse(self.spec, self.resolved, self.stack, device)
+        return self._found[capability]
 
     def outcome(self, device: Device | None) -> advice.Outcome:
         """What the run needs, and the card's verdict: a suggestion's measure."""
@@ -175,15 +180,12 @@ class _Job:
         return advice.Outcome(needed.process_bytes, None if device is None else verdicts_.judge(needed, device, peak.phase.value))
 
     def judge(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
-        """The verdict of each card, the smallest first; cards that compute alike share one analysis."""
-        peaks: dict[tuple[tuple[int, int], bool], Any] = {}
+        """The verdict of each card, the smallest first."""
         found = []
         for card in sorted(cards, key=lambda c: (verdicts_.budget_bytes(c), c.name)):
-            alike = (card.compute_capability, card.bf16)
-            if alike not in peaks:
-                peaks[alike] = self.analysis(card).ledger.peak()
-            needed = verdicts_.sizes(peaks[alike].nbytes, card)
-            found.append(CardVerdict(_device_report(card, needed), verdicts_.judge(needed, card, peaks[alike].phase.value)))
+            peak = self.analysis(card).ledger.peak()
+            needed = verdicts_.sizes(peak.nbytes, card)
+            found.append(CardVerdict(_device_report(card, needed), verdicts_.judge(needed, card, peak.phase.value)))
         return tuple(found)
 
     def suggest(self, device: Device | None) -> tuple[Suggestion, ...]:

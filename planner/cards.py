@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from functools import cache
 from typing import Any
 
@@ -35,6 +36,8 @@ _SIZE = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,9})?)\s*(?P<unit>[mg]i?b?|tib|
 # torch prints MiB as `MB` (`total_memory=15102MB`), and that is what people copy. GB is not here: it is the name of a card's
 # size, not a size.
 _UNITS = {"b": 1, "bytes": 1, "m": MIB, "mb": MIB, "mi": MIB, "mib": MIB, "gi": GIB, "gib": GIB, "tib": KIB * GIB}
+# What NVIDIA's driver, WSL's and Jetson's put there on Linux; containers get the first from the host.
+_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/proc/driver/nvidia/version")
 _SMALLEST, _LARGEST = 64 * MIB, 16 * KIB * GIB
 _WAY_OUT = "run `qplan gpus` for the list, or give a size such as 80GiB"
 
@@ -100,6 +103,8 @@ def local_device() -> Device | None:
     first = "0" if visible is None else visible.split(",")[0].strip()
     if not re.fullmatch(r"\d{1,3}|(GPU|MIG)-[\w/-]+", first):
         return None  # empty, -1 or unreadable: CUDA shows no card then
+    if "pynvml" not in sys.modules and not _may_have_driver():
+        return None
     try:
         import pynvml  # noqa: PLC0415 - only a machine with a card needs it
     except ImportError:
@@ -114,6 +119,11 @@ def local_device() -> Device | None:
         return None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _may_have_driver() -> bool:
+    """Whether a look at the device files leaves it open that NVML would find a card: loading pynvml takes 10 ms, the look none."""
+    return sys.platform != "linux" or any(map(os.path.exists, _DRIVER_FILES))
 
 
 def _from_nvml(pynvml: Any, first: str) -> Device:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from planner.errors import QplanError
 from planner.ledger import Category
@@ -14,8 +13,7 @@ from planner.report import CardVerdict, Report
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """
     One model and method.
 
@@ -53,10 +51,12 @@ class Comparison:
 
     def model_dump(self) -> dict[str, Any]:
         """The contract of `qplan compare --json`."""
-        return {"schema_version": self.schema_version, "rows": [asdict(row) for row in self.rows]}
+        return {"schema_version": self.schema_version, "rows": [row._asdict() for row in self.rows]}
 
     def model_dump_json(self, *, indent: int | None = None) -> str:
         """`model_dump` as JSON text."""
+        import json
+
         return json.dumps(self.model_dump(), indent=indent)
 
 

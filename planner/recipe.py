@@ -13,7 +13,8 @@ Quantization = Literal["nf4", "fp4", "int8", "none"]
 FloatName = Literal["bf16", "fp16", "fp32"]
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adamw_torch_foreach", "adamw_8bit", "adamw_32bit",
-    "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "adafactor", "adafactor_torch", "sgd", "sgd_momentum",
+    "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit",
+    "adafactor", "adafactor_torch", "sgd", "sgd_momentum",
 ]  # fmt: skip
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 Loss = Literal["full", "chunked", "liger"]
@@ -69,7 +70,7 @@ class Recipe:
     lora_alpha: int | None = None
     """LoRA's alpha: scales, never allocates."""
     targets: str | tuple[str, ...] = "all-linear"
-    """`all-linear`, or names as `LoraConfig.target_modules` matches them: whole, or the end after a dot; one string is a regex."""
+    """`all-linear`, or names as `LoraConfig.target_modules` matches them (whole, or the end after a dot); one text is a regex."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
     """As in `LoraConfig`: a module name (or the regex of its end) to its own rank."""
     modules_to_save: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +16,7 @@ SCHEMA_VERSION = 1
 Outcome = Literal["fits", "tight", "does_not_fit"]
 
 
-@dataclass(frozen=True)
-class ModelReport:
+class ModelReport(NamedTuple):
     """Which model was planned."""
 
     id: str
@@ -28,8 +27,7 @@ class ModelReport:
     num_trainable_parameters: int
 
 
-@dataclass(frozen=True)
-class PhaseReport:
+class PhaseReport(NamedTuple):
     """The peak of one phase. `by_category` adds up to `allocated_peak_bytes`."""
 
     phase: str
@@ -37,8 +35,7 @@ class PhaseReport:
     by_category: dict[str, int]
 
 
-@dataclass(frozen=True)
-class PeakReport:
+class PeakReport(NamedTuple):
     """The highest of the phases' peaks, at the three levels that a user can observe."""
 
     phase: str
@@ -51,8 +48,7 @@ class PeakReport:
     by_category: dict[str, int]
 
 
-@dataclass(frozen=True)
-class HostReport:
+class HostReport(NamedTuple):
     """What the run asks of the machine around the card."""
 
     ram_peak_bytes: int
@@ -61,8 +57,7 @@ class HostReport:
     download_bytes: int
 
 
-@dataclass(frozen=True)
-class DeviceReport:
+class DeviceReport(NamedTuple):
     """The card that the verdict is for."""
 
     name: str
@@ -71,8 +66,7 @@ class DeviceReport:
     usable_bytes: int
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """
     Whether it fits.
 
@@ -106,16 +100,14 @@ class Finding(NamedTuple):
     sentence: str
 
 
-@dataclass(frozen=True)
-class CardVerdict:
+class CardVerdict(NamedTuple):
     """One card and what it says to the run."""
 
     device: DeviceReport
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Suggestion:
+class Suggestion(NamedTuple):
     """
     A change of the recipe that was planned again, and what it gave.
 
@@ -136,8 +128,7 @@ class Suggestion:
     price: str
 
 
-@dataclass(frozen=True)
-class Details:
+class Details(NamedTuple):
     """
     What a report knows beyond its published fields: for people and for Python, not for `--json`.
 
@@ -172,7 +163,8 @@ class Report:
     """
     One estimate. All sizes are integers of bytes.
 
-    Plain dataclasses, so that a cold start does not pay for a validation library; what they hold was computed, not parsed.
+    It and its parts are plain: what they hold was computed, not parsed, and importing a validation library would cost a cold
+    start more than the estimate does.
     """
 
     engine: str
@@ -238,8 +230,8 @@ _FIELDS = ("schema_version", *(f.name for f in fields(Report) if f.name not in (
 
 def _plain(value: Any) -> Any:
     """A value as JSON can hold it."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

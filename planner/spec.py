@@ -117,10 +117,10 @@ class Buffer:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelSpec:
     """
-    Facts about one checkpoint; nothing about memory.
+    Facts about one checkpoint; nothing about memory. Two specs are the same only if they are one object.
 
     Attributes:
         id: How the user would name it: a Hub id, or a path.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.device import Device
 from planner.formulas import runtime
@@ -14,8 +14,7 @@ from planner.units import ceil_div
 ERROR_PERCENT = 1
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """
     The same peak at the three levels that a user can observe.
 

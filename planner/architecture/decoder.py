@@ -38,6 +38,7 @@ class Attention:
         fused_layout: How the fused output is taken apart: `slices` (q, k, v by indexing), `split` (by torch.split or chunk),
             `falcon` and `falcon_multi_query` (keys and values by fancy indexing; the former broadcast to all heads).
         rotary_dim: Elements of a head that are rotated; 0 without rotary positions.
+        rotary_table: Which of the decoder's rotary tables turns it.
         interleaved_rotary: Rotated in pairs (GLM, Cohere, GPT-J) instead of halves.
         q_norm, k_norm: Normalisations of queries and keys; `width` tells whether by head or over all heads.
         softcap: Scores pass through tanh (Gemma-2, eager only).
@@ -58,6 +59,7 @@ class Attention:
     fused: str = ""
     fused_layout: str = "slices"
     rotary_dim: int = 0
+    rotary_table: int = 0
     interleaved_rotary: bool = False
     q_norm: NormSpec | None = None
     k_norm: NormSpec | None = None
@@ -155,7 +157,8 @@ class Decoder:
         positions_by_token: Positions are looked up for every token (OPT), not once for all sequences.
         project_in, project_out: Paths of linears behind the embedding and before the head (OPT-350M); empty without.
         embedding_norm: A norm on the embedding (BLOOM).
-        embedding_scale: The embedding is multiplied by a constant (Gemma, Granite).
+        embedding_scale: The embedding's own module multiplies its output by a constant (Gemma).
+        embedding_multiplier: The model multiplies the embedding by a constant (Granite).
         dropout: Dropout on the embedding.
         norm: The final norm; None where there is none.
         head: Path of the head.
@@ -163,6 +166,7 @@ class Decoder:
         logit_scale: Logits are multiplied by a constant (Cohere, Granite).
         rotary_dim: Width of the rotary tables; 0 without.
         rotary_tables: How many sets of them there are (Gemma-3: local and global).
+        supports_sdpa: Whether the family has it (Gemma-2 has not: eager takes its place).
     """
 
     hidden_size: int
@@ -176,6 +180,7 @@ class Decoder:
     project_out: str = ""
     embedding_norm: NormSpec | None = None
     embedding_scale: bool = False
+    embedding_multiplier: bool = False
     dropout: float = 0.0
     norm: NormSpec | None = None
     head: str = "lm_head"
@@ -183,3 +188,4 @@ class Decoder:
     logit_scale: bool = False
     rotary_dim: int = 0
     rotary_tables: int = 1
+    supports_sdpa: bool = True

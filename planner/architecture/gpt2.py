@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.architecture.blocks import whole_heads
+from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
@@ -85,4 +86,58 @@ def gpt_bigcode(config: Fields, out: Table) -> None:
     out.linear("lm_head", sizes.hidden, sizes.vocab, tied_to="transformer.wte" if sizes.tied else None)
 
 
-FAMILIES = {"gpt2": Family(gpt2), "gpt_bigcode": Family(gpt_bigcode)}
+def gpt2_decoder(config: Fields) -> Decoder:
+    """
+    GPT2LMHeadModel's structure.
+
+    Raises:
+        UnsupportedModelError: `reorder_and_upcast_attn` is set.
+    """
+    if config.flag("reorder_and_upcast_attn", default=False):
+        raise UnsupportedModelError(
+            "reorder_and_upcast_attn is true in config.json; the closed form does not know that attention",
+            hint="no published GPT-2 sets it; set it to false",
+        )
+    return _decoder(config, kv_heads=None, plain_softmax=True, act="gelu_new")
+
+
+def bigcode_decoder(config: Fields) -> Decoder:
+    """GPTBigCodeForCausalLM's structure."""
+    kv_heads = 1 if config.flag("multi_query", default=True) else None
+    return _decoder(config, kv_heads=kv_heads, plain_softmax=False, act="gelu_pytorch_tanh")
+
+
+def _decoder(config: Fields, *, kv_heads: int | None, plain_softmax: bool, act: str) -> Decoder:
+    """Blocks of GPT-2's layout; every dropout is 0.1 unless the file says otherwise."""
+    sizes, heads = _sizes(config), config.integer("n_head", "num_attention_heads")
+    attention = Attention(
+        heads,
+        kv_heads or heads,
+        sizes.head_dim,
+        fused="attn.c_attn",
+        fused_layout="split",
+        out="attn.c_proj",
+        dropout=config.number("attn_pdrop", default=0.1),
+        plain_softmax=plain_softmax,
+    )
+    act = config.text("activation_function", default=act)
+    layer = Layer(
+        attention=attention,
+        mlp=Mlp(sizes.inner, act, gate="", up="mlp.c_fc", down="mlp.c_proj"),
+        layout="gpt2",
+        norms=(NormSpec("ln_1", "layer", sizes.hidden), NormSpec("ln_2", "layer", sizes.hidden)),
+        dropout=config.number("resid_pdrop", default=0.1),
+    )
+    return Decoder(
+        hidden_size=sizes.hidden,
+        vocab_size=sizes.vocab,
+        layers=(layer,) * sizes.layers,
+        layer_prefix="transformer.h.*.",
+        embedding="transformer.wte",
+        positions="transformer.wpe",
+        dropout=config.number("embd_pdrop", default=0.1),
+        norm=NormSpec("transformer.ln_f", "layer", sizes.hidden),
+    )
+
+
+FAMILIES = {"gpt2": Family(gpt2, gpt2_decoder), "gpt_bigcode": Family(gpt_bigcode, bigcode_decoder)}

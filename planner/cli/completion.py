@@ -17,9 +17,7 @@ def gpus(incomplete: str) -> list[str]:
     import model_specs
     from planner import advice
 
-    spellings = (
-        advice.typed_name(name) for card in model_specs.gpus() for name in (card["name"], *card["aliases"])
-    )
+    spellings = (advice.typed_name(name) for card in model_specs.gpus() for name in (card["name"], *card["aliases"]))
     return [name for name in dict.fromkeys(spellings) if name.lower().startswith(incomplete.lower())]
 
 

@@ -90,7 +90,7 @@ KNOBS: tuple[Knob, ...] = (
     Knob("compute_dtype", "bnb_4bit_compute_dtype: what 4-bit weights are multiplied in. Default: bf16.", PRECISION),
     Knob("dtype", "What from_pretrained loads; auto is the checkpoint's own. Default: auto.", PRECISION),
     Knob("mixed_precision", "Autocast of the training step. Default: bf16.", PRECISION),
-    Knob("kbit_prepare", "Call prepare_model_for_kbit_training (upcasts to fp32). Default: on over a quantised base.", PRECISION, None),
+    Knob("kbit_prepare", "prepare_model_for_kbit_training: upcasts to fp32. Default: on over a quantised base.", PRECISION, None),
     Knob("adapter_dtype", "What the adapters are stored in. Default: as PEFT and the entry point leave them.", PRECISION),
     Knob("optim", "As TrainingArguments names it. Default: paged_adamw_8bit for qlora, else the entry point's.", STEP,
          str, "NAME"),

@@ -7,12 +7,13 @@ real ones do; of layers that are alike the first and the last are run.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
 from planner.device import Device
-from planner.engines.resting import rest
+from planner.engines.resting import Resting, rest
 from planner.engines.step import run_step
 from planner.errors import UnsupportedModelError
 from planner.ledger import Ledger, Phase, Rows, Span
@@ -77,10 +78,7 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         UnsupportedRecipeError: The real stack would refuse the recipe on this model.
     """
     capability = device.compute_capability if device else DEFAULT_CAPABILITY
-    known = behaviours(stack, recipe)
-    decoder = decoder_of(spec)
-    preparation = prepare(spec, recipe, known)
-    resting = rest(spec, preparation, recipe, capability)
+    known, decoder, preparation, resting = _foundation(spec, recipe, stack, capability)
     tape = run_step(decoder, preparation, recipe, known, resting, capability)
 
     rows = Rows(resting.rows)
@@ -98,6 +96,33 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
         traps=_traps(spec, preparation, recipe, known),
     )
+
+
+_STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
+"""Knobs of a recipe that change the step but nothing that rests in memory."""
+
+_Foundation = tuple[Behaviours, Decoder, Preparation, Resting]
+_foundations: OrderedDict[tuple[object, ...], _Foundation] = OrderedDict()
+_MAX_FOUNDATIONS = 64
+
+
+def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack, capability: tuple[int, int]) -> _Foundation:
+    """What does not depend on the batch; kept for the last few runs, since a sweep over batches asks for it again and again."""
+    knobs = tuple(
+        tuple(value.items()) if isinstance(value, dict) else value
+        for name, value in recipe.__dict__.items()
+        if name not in _STEP_ONLY
+    )
+    key = (spec, knobs, tuple(stack.versions.items()), capability)
+    found = _foundations.get(key)
+    if found is None:
+        known = behaviours(stack, recipe)
+        decoder = decoder_of(spec)
+        preparation = prepare(spec, recipe, known)
+        found = _foundations[key] = (known, decoder, preparation, rest(spec, preparation, recipe, capability))
+        if len(_foundations) > _MAX_FOUNDATIONS:
+            _foundations.popitem(last=False)
+    return found
 
 
 def decoder_of(spec: ModelSpec) -> Decoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from planner.architecture.decoder import Decoder, Layer, NormSpec
+from planner.architecture.decoder import Attention, Decoder, Layer, NormSpec
 from planner.dtypes import DType
 from planner.engines.resting import Resting
 from planner.formulas.blocks import total_allocated
@@ -101,7 +101,7 @@ class _Step:
         x = self.embed(held)
         positions = self.positions(x)
         for region, repeat, index in self.schedule(x.requires_grad):
-            x = self.run_layer(region, repeat, x, index, positions)
+            x = self.run_layer(region, repeat, x, index, positions[self.decoder.layers[index].attention])
         if decoder.norm is not None:
             x = normalise(t, decoder.norm, x, self.outer_norm(decoder.norm))
         if decoder.project_out:
@@ -123,6 +123,8 @@ class _Step:
             x = scale(t, x, "scaled embedding")
         if self.recipe.gradient_checkpointing and not x.requires_grad:
             x.requires_grad = True
+        if decoder.embedding_multiplier:
+            x = scale(t, x, "multiplied embedding")
         if decoder.project_in:
             x = linear(t, x, self.linear_of(self.at(decoder.project_in, None)), decoder.project_in)
         held.append(x)
@@ -145,49 +147,67 @@ class _Step:
             t.record(x, (table,), None, lambda t, grads, saved: (t.new(numel, table.dtype, "gradient of the embedding"),))
         return x
 
-    def positions(self, x: Tensor) -> Positions:
-        """What is computed once for all layers: position ids, the mask, cosines and sines."""
-        t, recipe, decoder = self.t, self.recipe, self.decoder
-        S = recipe.seq_len
-        ids = t.new(S, DType.INT64, "position ids", Category.INPUT)
-        mask = self.mask(x.dtype)
-        out = Positions(mask=mask)
-        if decoder.rotary_dim:
-            out.cos, out.sin = rotary_tables(t, S, decoder.rotary_dim, x.dtype)
-        self.kept_positions = [ids] + [rotary_tables(t, S, decoder.rotary_dim, x.dtype) for _ in range(decoder.rotary_tables - 1)]
-        return out
-
-    def mask(self, dtype: DType) -> Tensor | None:
+    def positions(self, x: Tensor) -> dict[Attention, Positions]:
         """
-        The attention mask that the model builds: none where sdpa can be causal by itself, else bool (sdpa) or in the hidden dtype (eager).
+        What is computed once for all layers: position ids, a mask for each reach, cosines and sines for each kind of layer.
+
+        Source:
+            transformers@5.23.0, models/gemma3/modeling_gemma3.py, Gemma3TextModel.forward: one of each by the layer's type.
+        """
+        t, decoder = self.t, self.decoder
+        ids = t.new(self.recipe.seq_len, DType.INT64, "position ids", Category.INPUT)
+        attentions = {layer.attention: None for layer in decoder.layers}
+        masks = {window: self.mask(x.dtype, window) for window in dict.fromkeys(a.sliding_window for a in attentions)}
+        width = decoder.rotary_dim
+        tables = [rotary_tables(t, self.recipe.seq_len, width, x.dtype) for _ in range(decoder.rotary_tables if width else 0)]
+        found = {}
+        for attention in attentions:
+            cos, sin = tables[attention.rotary_table] if tables else (None, None)
+            found[attention] = Positions(cos, sin, masks[attention.sliding_window], ids)
+        return found
+
+    def mask(self, dtype: DType, window: int | None) -> Tensor | None:
+        """
+        The attention mask that the model builds: none where sdpa can be causal by itself, which it cannot for padded sequences and those
+        that reach the window; else bool (sdpa) or in the hidden dtype (eager).
 
         Source:
             transformers@5.23.0, masking_utils.py, sdpa_mask, eager_mask, _ignore_causal_mask_sdpa.
         """
         recipe, t = self.recipe, self.t
-        scores = recipe.seq_len * recipe.seq_len
-        if self.kernel_name() == "eager":
-            batch = recipe.batch_size
-            boolean = t.new(batch * scores, DType.BOOL, "causal mask", Category.INPUT)
-            mask = t.new(batch * scores, dtype, "causal mask", Category.INPUT)
+        numel = recipe.batch_size * recipe.seq_len * recipe.seq_len
+        implementation = self.implementation()
+        if implementation == "eager":
+            boolean = t.new(numel, DType.BOOL, "causal mask", Category.INPUT)
+            mask = t.new(numel, dtype, "causal mask", Category.INPUT)
             del boolean
             return mask
-        if recipe.attn == "sdpa" and recipe.padding:
-            return t.new(recipe.batch_size * scores, DType.BOOL, "padding mask", Category.INPUT)
+        if implementation == "sdpa" and (recipe.padding or (window is not None and recipe.seq_len >= window)):
+            return t.new(numel, DType.BOOL, "attention mask", Category.INPUT)
         return None
 
-    def kernel_name(self, head_dim: int = 0) -> str:
+    def implementation(self) -> str:
+        """
+        The attention implementation: the recipe's, but eager in place of sdpa where the family has no sdpa.
+
+        Source:
+            transformers@5.23.0, modeling_utils.py, get_correct_attn_implementation: sdpa falls back unless it was asked for by name.
+        """
+        given = str(self.recipe.attn)
+        return "eager" if given == "sdpa" and not self.decoder.supports_sdpa else given
+
+    def kernel_name(self, head_dim: int, mask: Tensor | None) -> str:
         """
         The attention kernel that CUDA would run.
 
         Source:
-            torch@2.13.0, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash needs sm80, half types, no mask, at most 256 a head.
+            torch@2.13.0, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash needs sm80, no mask, at most 256 a head (and half types: `attend` sees those).
         """
-        recipe = self.recipe
-        if recipe.attn != "sdpa":
-            return str(recipe.attn)
+        recipe, implementation = self.recipe, self.implementation()
+        if implementation != "sdpa":
+            return implementation
         half = self.autocast is not None or recipe.dtype != "fp32" and not recipe.kbit_prepare or recipe.compute_dtype != "fp32"
-        flash = not recipe.padding and half and head_dim <= 256 and self.capability >= (8, 0)
+        flash = mask is None and half and head_dim <= 256 and self.capability >= (8, 0)
         return "flash" if flash else "efficient"
 
     def schedule(self, input_needs_grad: bool) -> list[tuple[int, int, int]]:
@@ -224,7 +244,7 @@ class _Step:
         t, recipe = self.t, self.recipe
         layer = self.decoder.layers[index]
         weights = self.weights(layer, index)
-        batch = Batch(recipe.batch_size, recipe.seq_len, self.kernel_name(layer.attention.head_dim))
+        batch = Batch(recipe.batch_size, recipe.seq_len, self.kernel_name(layer.attention.head_dim, positions.mask))
 
         def forward(x: Tensor) -> Tensor:
             return decoder_layer(t, x, layer, weights, batch, positions)

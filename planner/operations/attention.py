@@ -38,6 +38,7 @@ class Shape:
         heads, kv_heads: H query heads and K key/value heads.
         head_dim: Width of a query and key head.
         value_dim: Width of a value head.
+        heads_first: Queries and keys lie head by head in memory, as torch.cat leaves them, not token by token as a projection does.
     """
 
     batch: int
@@ -46,6 +47,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     value_dim: int
+    heads_first: bool = False
 
     @property
     def tokens(self) -> int:
@@ -65,11 +67,12 @@ class Shape:
 
 @dataclass
 class Positions:
-    """What a model computes once for all its layers: rotary cosines and sines, and the mask."""
+    """What a model computes once for all its layers of one kind: rotary cosines and sines, the mask, the position ids."""
 
     cos: Tensor | None = None
     sin: Tensor | None = None
     mask: Tensor | None = None
+    ids: Tensor | None = None
 
 
 def rotate(t: Tape, x: Tensor, positions: Positions, rotary_numel: int) -> Tensor:
@@ -102,11 +105,11 @@ def attend(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Po
     """Softmax(q k^T) v by `eager`, `efficient`, `flash` (PyTorch's) or `flash_attention_2` (the package)."""
     if kernel == "eager":
         return _eager(t, q, k, v, shape, positions, spec)
-    if kernel == "efficient":
+    is_fp32 = q.dtype is DType.FP32 and t.autocast is None
+    if kernel == "efficient" or (kernel == "flash" and is_fp32):  # flash has no fp32 kernel
         return _efficient(t, q, k, v, shape, positions)
-    if kernel == "flash_attention_2":
-        if q.dtype is DType.FP32 and t.autocast is not None:  # modeling_flash_attention_utils.fa_peft_integration_check
-            q, k, v = (t.cast(x, t.autocast, "attention input") for x in (q, k, v))
+    if kernel == "flash_attention_2" and q.dtype is DType.FP32:  # modeling_flash_attention_utils.fa_peft_integration_check
+        q, k, v = (t.cast(x, t.autocast or DType.BF16, "attention input") for x in (q, k, v))
     return _flash(t, q, k, v, shape)
 
 
@@ -126,8 +129,11 @@ def _flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
         width = round_up(shape.head_dim, 32) if shape.head_dim <= 128 else round_up(shape.head_dim, 64)
         expanded = 2 * shape.tokens * shape.heads * shape.head_dim if shape.groups > 1 else 0
         room = (4 * rows, 4 * rows * width, *((expanded, expanded) if shape.groups > 1 else ()))
+        if shape.heads_first:  # attention_backward.cu, _flash_attention_backward: `out.contiguous()`
+            room = (*room, out.numel * out.dtype.num_bytes)
         t.record(out, (q, k, v), t.save(q, k, v, out, lse, seed, offset), _KernelBackward(q, k, v, room))
-    return out
+    # The kernel's output lies in memory as its queries do; `transpose(1, 2).contiguous()` is then a copy, or nothing.
+    return copy(t, out, "attention output by tokens") if shape.heads_first else out
 
 
 def _efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions) -> Tensor:
@@ -180,7 +186,8 @@ def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Po
         transformers@5.23.0, models/llama/modeling_llama.py, eager_attention_forward; softcap: models/gemma2.
     """
     k, v = repeat(t, k, shape.groups), repeat(t, v, shape.groups)
-    weights = scale(t, _batched(t, q, k, shape, shape.scores, strided=(True, shape.groups == 1)), "scaled scores")
+    keys_strided = (not shape.heads_first, shape.groups == 1 and not shape.heads_first)
+    weights = scale(t, _batched(t, q, k, shape, shape.scores, strided=keys_strided), "scaled scores")
     if spec.softcap:
         from planner.operations.elementwise import activation_of_result
 

@@ -98,7 +98,8 @@ class Runner:
                 rotate(t, q, self.positions, tokens * spec.heads * spec.rotary_dim),
                 rotate(t, k, self.positions, tokens * spec.kv_heads * spec.rotary_dim),
             )
-        shape = Shape(batch.size, batch.length, spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim)
+        by_head = 0 < spec.rotary_dim < spec.head_dim
+        shape = Shape(batch.size, batch.length, spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim, by_head)
         kernel = "eager" if spec.forces_eager else batch.kernel
         out = attend(t, q, k, v, shape, self.positions, kernel, spec)
         return self.linear(spec.out, out)

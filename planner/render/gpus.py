@@ -29,7 +29,7 @@ def as_json(cards: Sequence[Device], verdicts: Sequence[CardVerdict] | None) -> 
     if verdicts is None:
         found = [{**asdict(card), "compute_capability": list(card.compute_capability)} for card in cards]
     else:
-        found = [{"device": asdict(card.device), "verdict": asdict(card.verdict)} for card in verdicts]
+        found = [{"device": card.device._asdict(), "verdict": card.verdict._asdict()} for card in verdicts]
     return json.dumps({"schema_version": 1, "gpus": found}, indent=2)
 
 

@@ -152,10 +152,12 @@ def test_every_option_of_every_command_has_help():
 
 def test_the_options_of_the_contract_are_there():
     """Names and values exactly as the design has them."""
-    contract = """--method qlora|lora|full --rank --targets --dropout --dora --quantization nf4|fp4|int8|none --double-quant --no-double-quant
-        --compute-dtype bf16|fp16|fp32 --dtype auto|bf16|fp16|fp32 --mixed-precision bf16|fp16|no --kbit-prepare --no-kbit-prepare
+    contract = """--method qlora|lora|full --rank --targets --dropout --dora
+        --quantization nf4|fp4|int8|none --double-quant --no-double-quant --compute-dtype bf16|fp16|fp32
+        --dtype auto|bf16|fp16|fp32 --mixed-precision bf16|fp16|no --kbit-prepare --no-kbit-prepare
         --adapter-dtype bf16|fp16|fp32 --optim --batch-size --seq-len --grad-accum --padding --no-padding --packing
-        --gradient-checkpointing --no-gradient-checkpointing --use-reentrant --no-use-reentrant --attn eager|sdpa|flash_attention_2
+        --gradient-checkpointing --no-gradient-checkpointing --use-reentrant
+        --no-use-reentrant --attn eager|sdpa|flash_attention_2
         --loss full|chunked|liger --entry-point trl|trainer|loop --stack --gpu --engine analytic|traced|both --json --explain"""
     command = commands.build(["estimate"]).get_command(None, "estimate")
     known = {option: param.metavar for param in command.params for option in (*param.opts, *param.secondary_opts)}
