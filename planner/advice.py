@@ -204,17 +204,21 @@ def _fits(outcome: Outcome | None) -> bool:
     return outcome is not None and outcome.verdict is not None and outcome.verdict.outcome == "fits"
 
 
-def next_command(report: Report) -> str:
+def next_command(report: Report, *, explained: bool = False) -> str:
     """
     The command that makes sense after a report: a change that makes it fit, the card to look at, or the rows behind the peak.
 
     Args:
         report: A report with its details.
+        explained: Whether the rows are on the screen already; then the other cards are next.
     """
     known = report.details
     if known is None:
         return "qplan --help"
     settled = report.device is not None and report.verdict is not None and report.verdict.outcome == "fits"
+    others = {name: option for name, option in known.options.items() if name != "gpu"}
+    if settled and explained:
+        return command("gpus", report.model.id, known.asked, others)
     if settled:
         return command("estimate", report.model.id, known.asked, known.options) + " --explain"
     if report.device is None:
@@ -223,7 +227,7 @@ def next_command(report: Report) -> str:
             return command("estimate", report.model.id, known.asked, {**known.options, "gpu": typed_name(smallest.device.name)})
     found = known.make_it_fit()
     if found is None and report.device is not None:
-        return command("gpus", report.model.id, known.asked, {name: o for name, o in known.options.items() if name != "gpu"})
+        return command("gpus", report.model.id, known.asked, others)
     if found is None:
         return command("compare", report.model.id, {}, {})
     knobs, card = found

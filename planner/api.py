@@ -243,7 +243,7 @@ class _Job:
             options=self.options,
             device=device,
             ledger=found.ledger,
-            traps=tuple(Finding(t.name, t.nbytes, t.sentence) for t in sorted(found.traps, key=lambda t: -t.nbytes)),
+            find_traps=lambda: tuple(Finding(t.name, t.nbytes, t.sentence) for t in found.traps),
             stack=self.stack,
             judge_cards=lambda: self.judge(catalog.common_devices()),
             suggest=lambda: self.suggest(device),

@@ -138,7 +138,7 @@ class Details(NamedTuple):
         options: What else was named: `gpu`, `stack`, `revision`.
         device: The card; None where none was named or found.
         ledger: Every allocation, with its lifetime.
-        traps: Memory that the recipe costs without saying so.
+        find_traps: Finds memory that the recipe costs without saying so; called once, when somebody asks.
         judge_cards: Gives the verdict of every common card; called once, when somebody asks.
         suggest: Plans the changed recipes; called once, when somebody asks.
         make_it_fit: Finds the knobs to change so that the card (else the largest common one) takes the run, and the card's name;
@@ -151,7 +151,7 @@ class Details(NamedTuple):
     options: dict[str, str]
     device: Device | None
     ledger: Ledger
-    traps: tuple[Finding, ...]
+    find_traps: Callable[[], tuple[Finding, ...]]
     judge_cards: Callable[[], tuple[CardVerdict, ...]]
     suggest: Callable[[], tuple[Suggestion, ...]]
     make_it_fit: Callable[[], tuple[dict[str, Any], str] | None]
@@ -189,7 +189,7 @@ class Report:
     @property
     def traps(self) -> tuple[Finding, ...]:
         """Memory that the recipe costs without saying so, largest first."""
-        return self._known.traps
+        return self._known.find_traps()
 
     @cached_property
     def verdicts(self) -> tuple[CardVerdict, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from planner.device import Device
-from planner.engines.analytic import Analysis, Trap
+from planner.engines.analytic import Analysis
+from planner.engines.traps import Trap
 from planner.ledger import Allocation, Category, Ledger, Phase, Span
 from planner.recipe import Recipe
 from planner.spec import ModelSpec, ModuleKind
@@ -55,6 +56,6 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         paged_bytes=paged,
         host_ram_bytes=0,
         download_bytes=spec.num_parameters * 2,
-        traps=traps,
+        _find_traps=lambda: traps,
         warnings=(),
     )

@@ -37,6 +37,7 @@ class Attention:
         fused: Path of one projection that gives q, k and v together; then q, k and v are empty.
         fused_layout: How the fused output is taken apart: `slices` (q, k, v by indexing), `split` (by torch.split or chunk),
             `falcon` and `falcon_multi_query` (keys and values by fancy indexing; the former broadcast to all heads).
+        scales_queries: Queries are multiplied by a constant before the kernel sees them (OPT); eager scores still are.
         rotary_dim: Elements of a head that are rotated; 0 without rotary positions.
         rotary_table: Which of the decoder's rotary tables turns it.
         interleaved_rotary: Rotated in pairs (GLM, Cohere, GPT-J) instead of halves.
@@ -102,8 +103,14 @@ class Moe:
         experts, top_k: How many there are, and how many a token visits.
         width: Inner width of an expert.
         act: Activation.
-        router: Path of the router.
+        router: Path of the router's weight (or of its linear).
         gate_up, down: Paths of the stacked parameters [E, 2f, d] and [E, d, f].
+        gate_up_bias, down_bias: Paths of their biases; empty without.
+        routing: How the router chooses and weighs, as in `planner.operations.routers`.
+        normalised: Whether the chosen weights are divided by their sum.
+        scaled: Whether they are multiplied by a constant.
+        groups: Groups of experts of which some are closed to a token; 1 for none.
+        gating: How gate and up meet, as in `planner.operations.experts`.
         shared: A dense block beside the experts (Qwen2-MoE, DeepSeek).
         shared_gate: Path of the sigmoid gate on the shared block; empty without.
     """
@@ -112,9 +119,16 @@ class Moe:
     top_k: int
     width: int
     act: str
-    router: str
-    gate_up: str
-    down: str
+    router: str = "mlp.gate.weight"
+    gate_up: str = "mlp.experts.gate_up_proj"
+    down: str = "mlp.experts.down_proj"
+    gate_up_bias: str = ""
+    down_bias: str = ""
+    routing: str = "softmax"
+    normalised: bool = False
+    scaled: bool = False
+    groups: int = 1
+    gating: str = "halves"
     shared: Mlp | None = None
     shared_gate: str = ""
 

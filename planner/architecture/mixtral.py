@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from planner.architecture.blocks import attention, experts, head, norms, read_dims, rotary, router, wide_norms
+from planner.architecture.decoder import Decoder, Moe
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.structures import llama_like
 from planner.architecture.table import Table
 
 
@@ -75,8 +77,17 @@ def minimax_m2(config: Fields, out: Table) -> None:
     head(out, dims)
 
 
+def mixtral_decoder(config: Fields) -> Decoder:
+    """MixtralForCausalLM's structure: experts in every layer."""
+    dims, number = read_dims(config, kv_heads=8), config.integer("num_local_experts", "num_experts", default=8)
+    act = config.text("hidden_act", default="silu")
+    moe = Moe(number, config.integer("num_experts_per_tok", default=2), dims.width, act, routing="mixtral")
+    window = config.optional_integer("sliding_window")
+    return llama_like(dims, act=act, attention={"sliding_window": window}, layer={"mlp": moe})
+
+
 FAMILIES = {
-    "mixtral": Family(mixtral),
+    "mixtral": Family(mixtral, mixtral_decoder),
     "granitemoe": Family(granitemoe),
     "minimax_m2": Family(minimax_m2),
 }

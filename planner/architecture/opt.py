@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.architecture.blocks import whole_heads
+from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
@@ -48,4 +49,39 @@ def opt(config: Fields, out: Table) -> None:
     out.linear("lm_head", narrow, vocab, tied_to="model.decoder.embed_tokens" if tied else None)
 
 
-FAMILIES = {"opt": Family(opt)}
+def decoder(config: Fields) -> Decoder:
+    """OPTForCausalLM's structure; dropout is 0.1 unless the file says otherwise."""
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    projected = config.integer("word_embed_proj_dim", default=hidden) != hidden
+    before, removed = config.flag("do_layer_norm_before", default=True), config.flag("_remove_final_layer_norm", default=False)
+    normed = config.flag("layer_norm_elementwise_affine", default=True)
+    dropout = config.number("dropout", default=0.1)
+    layer = Layer(
+        attention=Attention(
+            heads,
+            heads,
+            whole_heads(config, hidden, heads),
+            out="self_attn.out_proj",
+            scales_queries=True,
+            dropout=config.number("attention_dropout", default=0.0),
+        ),
+        mlp=Mlp(config.integer("ffn_dim"), config.text("activation_function", default="relu"), gate="", up="fc1", down="fc2"),
+        layout="opt" if before else "opt_post",
+        norms=tuple(NormSpec(name if normed else "", "layer", hidden) for name in ("self_attn_layer_norm", "final_layer_norm")),
+        dropout=dropout,
+    )
+    return Decoder(
+        hidden_size=hidden,
+        vocab_size=config.integer("vocab_size"),
+        layers=(layer,) * config.layers("num_hidden_layers"),
+        layer_prefix="model.decoder.layers.*.",
+        embedding="model.decoder.embed_tokens",
+        positions="model.decoder.embed_positions",
+        positions_by_token=True,
+        project_in="model.decoder.project_in" if projected else "",
+        project_out="model.decoder.project_out" if projected else "",
+        norm=NormSpec("model.decoder.final_layer_norm" if normed else "", "layer", hidden) if before and not removed else None,
+    )
+
+
+FAMILIES = {"opt": Family(opt, decoder)}

@@ -35,6 +35,21 @@ class _Unvalidated:
                 param.process_value = _as_text(param)
         return params
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The options in their groups, each with its whole name: boxes would cut the long ones at 80 columns."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(param, "rich_help_panel", None) or f"{param.param_type_name.title()}s", []).append(
+                    record
+                )
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=24)
+        if isinstance(self, TyperGroup):
+            self.format_commands(ctx, formatter)
+
 
 def _as_text(param: Any) -> Any:
     """The processing of one parameter without a validator."""
@@ -64,7 +79,7 @@ class Commands(_Unvalidated, TyperGroup):
         """The command of that name, loaded now."""
         if cmd_name not in NAMES:
             return None
-        single = typer.Typer(add_completion=False)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(cmd_name, cls=Command)(getattr(import_module(f"planner.cli.{cmd_name}"), cmd_name))
         return get_command(single)
 
@@ -72,7 +87,7 @@ class Commands(_Unvalidated, TyperGroup):
 def app(*, with_completion: bool = True) -> typer.Typer:
     """The Typer application."""
     group = typer.Typer(
-        name="qplan", cls=Commands, add_completion=with_completion, pretty_exceptions_enable=False,
+        name="qplan", cls=Commands, add_completion=with_completion, pretty_exceptions_enable=False, rich_markup_mode=None,
     )  # fmt: skip
     group.callback(invoke_without_command=True)(_root)
     return group

@@ -14,7 +14,7 @@ from planner.cli import completion, options
 def compare(
     models: Annotated[
         list[str],
-        typer.Argument(help="One or more models, each as for `estimate`.", metavar="MODEL...", autocompletion=completion.models),
+        typer.Argument(help="One or more models, each as for `estimate`.", metavar="MODEL", autocompletion=completion.models),
     ],
     stack: options.Stack = "auto",
     json: options.Json = False,
@@ -22,7 +22,7 @@ def compare(
     knobs: dict[str, Any],
 ) -> int:
     """
-    Lay full fine-tuning, LoRA and QLoRA side by side, for one model or more.
+    Full fine-tuning, LoRA and QLoRA side by side, for one model or more.
 
     Exit code 0 whether they fit or not; 2: the request is wrong; 3: something it needs is missing or unreachable.
     """

@@ -21,7 +21,7 @@ def estimate(
     knobs: dict[str, Any],
 ) -> int:
     """
-    Say what fine-tuning a model needs of a GPU, and whether it fits.
+    What fine-tuning a model needs of a GPU, and whether it fits.
 
     The defaults are the canonical QLoRA script. Exit code 0: it fits, or only just (where no card is named: on one of the common
     ones); 1: it does not; 2: the request is wrong; 3: something it needs is missing or unreachable.

@@ -16,7 +16,7 @@ def gpus(
         str | None,
         typer.Argument(
             help="Also say what every card makes of training this model.",
-            metavar="[MODEL]",
+            metavar="MODEL",
             show_default=False,
             autocompletion=completion.models,
         ),

@@ -12,7 +12,7 @@ from planner.cli import options
 
 def models(
     query: Annotated[
-        list[str] | None, typer.Argument(help="Words that the id or the family must have.", metavar="[QUERY]", show_default=False)
+        list[str] | None, typer.Argument(help="Words that the id or the family must have.", metavar="QUERY", show_default=False)
     ] = None,
     json: options.Json = False,
 ) -> int:

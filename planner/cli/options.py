@@ -92,7 +92,7 @@ KNOBS: tuple[Knob, ...] = (
     Knob("mixed_precision", "Autocast of the training step. Default: bf16.", PRECISION),
     Knob("kbit_prepare", "prepare_model_for_kbit_training: upcasts to fp32. Default: on over a quantised base.", PRECISION, None),
     Knob("adapter_dtype", "What the adapters are stored in. Default: as PEFT and the entry point leave them.", PRECISION),
-    Knob("optim", "As TrainingArguments names it. Default: paged_adamw_8bit for qlora, else the entry point's.", STEP,
+    Knob("optim", "As TrainingArguments names it: " + ", ".join(CHOICES["optim"]) + ". Default: paged_adamw_8bit for qlora, else the entry point's.", STEP,
          str, "NAME"),
     Knob("batch_size", "Sequences in one micro-batch (per_device_train_batch_size). Default: 1.", STEP, whole_number),
     Knob("seq_len", "Tokens in every sequence. Default: 512.", STEP, whole_number),

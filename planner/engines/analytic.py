@@ -8,13 +8,17 @@ real ones do; of layers that are alike the first and the last are run.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
 from planner.device import Device
+from planner.dtypes import DType
 from planner.engines.resting import Resting, rest
 from planner.engines.step import run_step
+from planner.engines.traps import Trap, find_traps
 from planner.errors import UnsupportedModelError
 from planner.ledger import Ledger, Phase, Rows, Span
 from planner.preparation import Preparation, prepare
@@ -25,15 +29,6 @@ from planner.unrolling import unroll
 
 DEFAULT_CAPABILITY = (8, 0)
 """Compute capability that is assumed where no card is named: kernels and workspaces of Ampere."""
-
-
-@dataclass(frozen=True)
-class Trap:
-    """Memory that a run spends without saying so: how much, and why."""
-
-    name: str
-    nbytes: int
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,6 @@ class Analysis:
         paged_bytes: Optimizer state in CUDA managed memory.
         host_ram_bytes: RAM of the process beside the card.
         download_bytes: Size of the checkpoint's weights.
-        traps: What costs memory silently.
         warnings: What the user should know about this answer.
     """
 
@@ -59,8 +53,13 @@ class Analysis:
     paged_bytes: int
     host_ram_bytes: int
     download_bytes: int
-    traps: tuple[Trap, ...] = ()
     warnings: tuple[str, ...] = ()
+    _find_traps: Callable[[], tuple[Trap, ...]] = field(default=tuple, repr=False)
+
+    @cached_property
+    def traps(self) -> tuple[Trap, ...]:
+        """What the recipe costs without saying so, largest first; found when somebody asks, since it may plan the run again."""
+        return self._find_traps()
 
 
 def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None = None) -> Analysis:
@@ -92,9 +91,9 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         num_quantized_parameters=preparation.num_quantized_parameters,
         num_trainable_parameters=preparation.num_trainable_parameters,
         paged_bytes=resting.managed_bytes,
-        host_ram_bytes=resting.host_bytes,
+        host_ram_bytes=_host_ram(spec, recipe, known) + resting.host_bytes,
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
-        traps=_traps(spec, preparation, recipe, known),
+        _find_traps=lambda: find_traps(preparation, recipe, lambda r: analyse(spec, r, stack, device).ledger.peak().nbytes),
     )
 
 
@@ -142,37 +141,16 @@ def decoder_of(spec: ModelSpec) -> Decoder:
     return family.decoder(Fields(spec.config))
 
 
-def _traps(spec: ModelSpec, preparation: Preparation, recipe: Recipe, known: Behaviours) -> tuple[Trap, ...]:
-    """What this recipe spends without saying so, largest first."""
-    traps = []
-    upcast: dict[str, int] = {}
-    left: int = 0
-    for row in preparation.modules:
-        numel = row.count * row.module.weight_numel
-        if row.upcast_from is not None and not row.module.tied_to:
-            kind = _upcast_kind(row.module.name)
-            upcast[kind] = upcast.get(kind, 0) + numel * (row.dtype.num_bytes - row.upcast_from.num_bytes)
-        if recipe.is_quantized and row.quantization is None and row.module.kind.value == "experts":
-            left += numel * row.dtype.num_bytes
-    for kind, nbytes in upcast.items():
-        traps.append(Trap(f"fp32 upcast of {kind}", nbytes, "prepare_model_for_kbit_training casts every 16-bit parameter to fp32"))
-    if left:
-        traps.append(
-            Trap("experts left unquantised", left, "bitsandbytes replaces nn.Linear only; fused experts are bare parameters and stay dense")
-        )
-    if recipe.method != "full" and recipe.dtype == "fp16" and recipe.mixed_precision == "bf16":
-        traps.append(Trap("fp16 base under bf16 autocast", 0, "fp16 + bf16 promotes the residual stream to fp32; pass --dtype bf16"))
-    return tuple(sorted((t for t in traps if t.nbytes or "autocast" in t.name), key=lambda t: -t.nbytes))
+def _host_ram(spec: ModelSpec, recipe: Recipe, known: Behaviours) -> int:
+    """
+    RAM that loading takes beside the interpreter: the whole model where it is built on the CPU first, else the largest tensor, as
+    stored and as cast. Files are memory-mapped: their pages count as cache.
 
-
-def _upcast_kind(name: str) -> str:
-    last = name.rsplit(".", 1)[-1]
-    if "head" in last or last in ("embed_out", "output"):
-        return "the head"
-    if "embed" in name or last in ("wte", "wpe", "word_embeddings"):
-        return "the embeddings"
-    if "expert" in name:
-        return "the experts"
-    return "norms and the rest"
-
-
+    Source:
+        transformers@5.23.0, core_model_loading.py; facts by version in `stack.Behaviours.loads_on`.
+    """
+    wanted = DType(recipe.dtype)
+    if known.loads_on == "cpu":
+        return spec.num_parameters * wanted.num_bytes
+    largest = max((module.weight_numel for module in spec.modules), default=0)
+    return largest * (spec.dtype.num_bytes + (0 if wanted is spec.dtype else wanted.num_bytes))

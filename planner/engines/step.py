@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from planner.architecture.decoder import Attention, Decoder, Layer, NormSpec
+from planner.architecture.decoder import Decoder, Layer, NormSpec
 from planner.dtypes import DType
 from planner.engines.resting import Resting
 from planner.formulas.blocks import total_allocated
@@ -15,6 +15,7 @@ from planner.ledger import Category, Phase
 from planner.operations.attention import Positions
 from planner.operations.decoder import Batch, Weights, decoder_layer, normalise, rotary_tables
 from planner.operations.elementwise import add_broadcast, dropout, scale
+from planner.operations.experts import Parameter
 from planner.operations.head import chunked_loss, full_loss, logits
 from planner.operations.linear import Linear, Lora
 from planner.operations.lora import linear
@@ -101,7 +102,7 @@ class _Step:
         x = self.embed(held)
         positions = self.positions(x)
         for region, repeat, index in self.schedule(x.requires_grad):
-            x = self.run_layer(region, repeat, x, index, positions[self.decoder.layers[index].attention])
+            x = self.run_layer(region, repeat, x, index, positions[id(decoder.layers[index])])
         if decoder.norm is not None:
             x = normalise(t, decoder.norm, x, self.outer_norm(decoder.norm))
         if decoder.project_out:
@@ -147,23 +148,25 @@ class _Step:
             t.record(x, (table,), None, lambda t, grads, saved: (t.new(numel, table.dtype, "gradient of the embedding"),))
         return x
 
-    def positions(self, x: Tensor) -> dict[Attention, Positions]:
+    def positions(self, x: Tensor) -> dict[int, Positions]:
         """
-        What is computed once for all layers: position ids, a mask for each reach, cosines and sines for each kind of layer.
+        What is computed once for all layers, by the identity of a layer's structure: position ids, a mask for each reach, cosines and
+        sines.
 
         Source:
             transformers@5.23.0, models/gemma3/modeling_gemma3.py, Gemma3TextModel.forward: one of each by the layer's type.
         """
         t, decoder = self.t, self.decoder
         ids = t.new(self.recipe.seq_len, DType.INT64, "position ids", Category.INPUT)
-        attentions = {layer.attention: None for layer in decoder.layers}
-        masks = {window: self.mask(x.dtype, window) for window in dict.fromkeys(a.sliding_window for a in attentions)}
+        attentions = {id(layer): layer.attention for layer in decoder.layers}
+        windows = dict.fromkeys(attention.sliding_window for attention in attentions.values())
+        masks = {window: self.mask(x.dtype, window) for window in windows}
         width = decoder.rotary_dim
         tables = [rotary_tables(t, self.recipe.seq_len, width, x.dtype) for _ in range(decoder.rotary_tables if width else 0)]
         found = {}
-        for attention in attentions:
+        for layer, attention in attentions.items():
             cos, sin = tables[attention.rotary_table] if tables else (None, None)
-            found[attention] = Positions(cos, sin, masks[attention.sliding_window], ids)
+            found[layer] = Positions(cos, sin, masks[attention.sliding_window], ids)
         return found
 
     def mask(self, dtype: DType, window: int | None) -> Tensor | None:
@@ -244,7 +247,7 @@ class _Step:
         t, recipe = self.t, self.recipe
         layer = self.decoder.layers[index]
         weights = self.weights(layer, index)
-        batch = Batch(recipe.batch_size, recipe.seq_len, self.kernel_name(layer.attention.head_dim, positions.mask))
+        batch = Batch(recipe.batch_size, recipe.seq_len, self.kernel_name(layer.attention.head_dim, positions.mask), self.capability >= (8, 0))
 
         def forward(x: Tensor) -> Tensor:
             return decoder_layer(t, x, layer, weights, batch, positions)
@@ -257,7 +260,7 @@ class _Step:
     def weights(self, layer: Layer, index: int) -> Weights:
         """The modules of one layer, fresh: each instance has its own gradients."""
         prefix = self.decoder.layer_prefix
-        linears, norms = {}, {}
+        linears, norms, parameters = {}, {}, {}
         for name, rows in self.preparation.by_name.items():
             if not name.startswith(prefix):
                 continue
@@ -267,10 +270,18 @@ class _Step:
             short = name[len(prefix) :]
             if row.module.kind in (ModuleKind.LINEAR, ModuleKind.LINEAR_SUBCLASS, ModuleKind.CONV1D):
                 linears[short] = self.linear_of(row)
+            elif row.module.kind in (ModuleKind.EXPERTS, ModuleKind.PARAMETER):
+                parameters[short] = self.parameter_of(row)
         for spec in (*layer.norms, layer.attention.q_norm, layer.attention.k_norm):
             if spec is not None and spec.name:
                 norms[spec.name] = self.norm_of(self.at(prefix + spec.name, index), spec.kind, spec.width)
-        return Weights(linears, norms)
+        return Weights(linears, norms, parameters)
+
+    def parameter_of(self, row: PreparedModule) -> Parameter:
+        """A bare parameter with its leaves."""
+        module = row.module
+        outputs = module.out_features if len(module.shape) > 1 else 1
+        return Parameter(module.in_features, outputs, self.owned(row), self.lora_of(row))
 
     def linear_of(self, row: PreparedModule) -> Linear:
         """A linear with its leaves."""

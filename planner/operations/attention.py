@@ -199,7 +199,7 @@ def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Po
     if spec.plain_softmax:
         weights = t.cast(plain_softmax(t, weights), v.dtype, "attention weights")
     else:
-        weights = t.cast(_softmax(t, weights, DType.FP32), q.dtype, "attention weights")
+        weights = t.cast(softmax(t, weights, DType.FP32), q.dtype, "attention weights")
     weights = dropout(t, weights, spec.dropout)
     out = _batched(t, weights, v, shape, shape.tokens * shape.heads * shape.value_dim, strided=(False, shape.groups == 1))
     return copy(t, out, "attention output")
@@ -229,7 +229,7 @@ def _batched(t: Tape, a: Tensor, b: Tensor, shape: Shape, numel: int, strided: t
     return out
 
 
-def _softmax(t: Tape, x: Tensor, dtype: DType) -> Tensor:
+def softmax(t: Tape, x: Tensor, dtype: DType) -> Tensor:
     """
     softmax(x, dtype=fp32): bf16 is copied to fp32 first, fp16 is read as it is. Its backward makes `grad * output` inside the kernel.
 

@@ -6,12 +6,13 @@ Local names are kept and dropped where the original keeps and drops them: that i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
 from planner.dtypes import DType
 from planner.operations.attention import Positions, Shape, attend, rotate
 from planner.operations.elementwise import act_fn, add, dropout, mul, part, scale, split
+from planner.operations.experts import Context, Parameter
 from planner.operations.gpt import GPT_LAYOUTS
 from planner.operations.linear import Linear
 from planner.operations.lora import linear
@@ -27,6 +28,7 @@ class Weights:
 
     linears: dict[str, Linear]
     norms: dict[str, Norm]
+    parameters: dict[str, Parameter] = field(default_factory=dict)
 
 
 @dataclass
@@ -37,11 +39,13 @@ class Batch:
     Attributes:
         size, length: B sequences of S tokens.
         kernel: The attention kernel, as in `planner.operations.attention.attend`.
+        has_grouped_products: Whether the card has torch's grouped product (compute capability 8.0 on).
     """
 
     size: int
     length: int
     kernel: str
+    has_grouped_products: bool = True
 
 
 def decoder_layer(t: Tape, x: Tensor, layer: Layer, weights: Weights, batch: Batch, positions: Positions) -> Tensor:
@@ -106,7 +110,10 @@ class Runner:
 
     def projections(self, x: Tensor, spec: Attention, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         if not spec.fused:
-            return self.linear(spec.q, x), self.linear(spec.k, x), self.linear(spec.v, x)
+            q = self.linear(spec.q, x)
+            if spec.scales_queries:
+                q = scale(self.t, q, "scaled queries")
+            return q, self.linear(spec.k, x), self.linear(spec.v, x)
         sizes = [tokens * heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
         fused = self.linear(spec.fused, x)
         if spec.fused_layout == "slices":
@@ -136,7 +143,9 @@ class Runner:
         return dropout(t, self.linear(block.down, x), block.dropout)
 
     def routed(self, x: Tensor, block: Moe) -> Tensor:
-        return moe(self.t, x, block, self.weights.linears, self.dense)
+        tokens = self.batch.size * self.batch.length
+        context = Context(tokens, self.weights.parameters, self.linear, self.dense, self.batch.has_grouped_products)
+        return moe(self.t, x, block, context)
 
 
 def _pre(run: Runner, x: Tensor) -> Tensor:

@@ -99,7 +99,14 @@ def negative(t: Tape, a: Tensor) -> Tensor:
 
 
 def square(t: Tape, a: Tensor) -> Tensor:
-    """a.pow(2): saves a; its backward holds three full tensors at once, `grad * (2 * a.pow(1))`."""
+    """
+    a.pow(2): saves a; its backward holds three full tensors at once, `grad * (2 * a.pow(1))`. Autocast takes powers in fp32.
+
+    Source:
+        torch@2.13.0, aten/src/ATen/autocast_mode.h, fp32 list.
+    """
+    if t.autocast is not None:
+        a = t.cast(a, DType.FP32, "base of a power in fp32")
     tracked = t.tracks(a)
     saved = t.save(a) if tracked else None
     out = t.new(a.numel, a.dtype, "square")

@@ -50,7 +50,7 @@ def full_loss(t: Tape, given: Tensor, tokens: int, vocab: int, *, shifts_logits:
         given: Logits [T, V].
         tokens: T.
         vocab: V.
-        shifts_logits: Whether logits are shifted into a contiguous copy of their own (transformers before 4.50) rather than labels.
+        shifts_logits: Whether logits are shifted into a contiguous copy of their own (transformers before 4.49) rather than labels.
 
     Source:
         transformers@5.23.0, loss/loss_utils.py ForCausalLMLoss; torch@2.13.0, native/LossNLL.cpp.

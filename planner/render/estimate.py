@@ -27,7 +27,11 @@ def lines(report: Report, terminal: Terminal, *, explain: bool = False) -> list[
     """
     parts = [_answer(report, terminal), _run(report, terminal), [""], _peak(report, terminal), _phases(report, terminal)]
     parts += [_spaced(_traps(report, terminal) + _suggestions(report, terminal))]
-    parts += [_spaced(_warnings(report, terminal)), _spaced(_next(report, terminal)), _small_print(report, terminal)]
+    parts += [
+        _spaced(_warnings(report, terminal)),
+        _spaced(_next(report, terminal, explained=explain)),
+        _small_print(report, terminal),
+    ]
     if explain:
         from planner.render import explain as more
 
@@ -172,8 +176,10 @@ def _warnings(report: Report, terminal: Terminal) -> list[str]:
     return rows
 
 
-def _next(report: Report, terminal: Terminal) -> list[str]:
-    return labelled("next", pasteable(printable(advice.next_command(report)), terminal.width - _LABEL), _LABEL)
+def _next(report: Report, terminal: Terminal, *, explained: bool) -> list[str]:
+    return labelled(
+        "next", pasteable(printable(advice.next_command(report, explained=explained)), terminal.width - _LABEL), _LABEL
+    )
 
 
 def pasteable(command: str, width: int) -> list[str]:

@@ -11,6 +11,8 @@ from planner.report import Details, Report
 from planner.units import GIB, human
 
 _SIZE = 11
+# A row smaller than one part in so many of its list is folded into the last line.
+_SMALL_PARTS = 5000
 
 
 def lines(report: Report, terminal: Terminal) -> list[str]:
@@ -32,7 +34,7 @@ def lines(report: Report, terminal: Terminal) -> list[str]:
         _heading(f"At rest between steps: {human(report.steady_bytes)}", terminal),
         _rows(resting(ledger), terminal, formulas=False),
         _heading("Memory that the recipe costs without saying so", terminal),
-        *(_trap(trap.name, trap.nbytes, trap.sentence, terminal) for trap in known.traps),
+        *(_trap(trap.name, trap.nbytes, trap.sentence, terminal) for trap in report.traps),
         _heading("What the stack does", terminal),
         _stack(report, known, terminal),
         _heading("Every knob, as planned", terminal),
@@ -55,24 +57,34 @@ def _heading(text: str, terminal: Terminal) -> list[str]:
 
 
 def _rows(rows: list[Allocation], terminal: Terminal, *, formulas: bool = True) -> list[str]:
-    """Allocations of one name as one row, the largest first."""
-    grouped: dict[tuple[str, str], tuple[int, int, str]] = {}
+    """Allocations of one name as one row, the largest first; those too small to matter as one row at the end."""
+    grouped: dict[tuple[str, str], list[Allocation]] = {}
     for row in rows:
-        nbytes, times, formula = grouped.get((row.name, row.category.value), (0, 0, row.formula))
-        grouped[row.name, row.category.value] = (nbytes + row.nbytes, times + 1, formula)
-    found: list[str] = []
-    for (name, category), (nbytes, times, formula) in sorted(grouped.items(), key=lambda item: -item[1][0]):
-        what = f"{printable(name)}{f' ({times} x)' if times > 1 else ''}"
-        kind = category.replace("_", " ")
-        room = terminal.width - _SIZE - len(kind) - 2
-        found.append(f"{human(nbytes):>{_SIZE - 1}} {terminal.fit(what, room):<{room}}  {terminal.paint(kind, 'cyan')}")
-        if formula and formulas:
-            found += [terminal.paint(line, "dim") for line in wrap(formula, terminal.width, _SIZE + 2)]
+        grouped.setdefault((row.name, row.category.value), []).append(row)
+    total = sum(row.nbytes for row in rows)
+    by_size = sorted(((sum(row.nbytes for row in group), group) for group in grouped.values()), key=lambda item: -item[0])
+    small = [nbytes for nbytes, _ in by_size if nbytes * _SMALL_PARTS < total]
+    found = [line for nbytes, group in by_size[: len(by_size) - len(small)] for line in _row(nbytes, group, terminal, formulas)]
+    if small:
+        found.append(f"{human(sum(small)):>{_SIZE - 1}} in {len(small)} smaller rows")
+    return found
+
+
+def _row(nbytes: int, group: list[Allocation], terminal: Terminal, formulas: bool) -> list[str]:
+    """One name: how much, how often, what for, and the formula beside it or below."""
+    row, kind = group[0], group[0].category.value.replace("_", " ")
+    what = printable(row.name) + (f" ({len(group)} x)" if len(group) > 1 else "")
+    formula = row.formula if formulas else ""
+    room = terminal.width - _SIZE - len(kind) - 2
+    beside = f"{what}  {formula}" if formula and len(what) + 2 + len(formula) <= room else what
+    found = [f"{human(nbytes):>{_SIZE - 1}} {terminal.fit(beside, room):<{room}}  {terminal.paint(kind, 'cyan')}"]
+    if formula and beside == what:
+        found += [terminal.paint(line, "dim") for line in wrap(formula, terminal.width, _SIZE + 2)]
     return found
 
 
 def _trap(name: str, nbytes: int, sentence: str, terminal: Terminal) -> list[str]:
-    title = f"{human(nbytes):>{_SIZE - 1}} {name}"
+    title = f"{human(nbytes) if nbytes else '':>{_SIZE - 1}} {name}"
     return [terminal.fit(title, terminal.width), *wrap(sentence, terminal.width, _SIZE + 2)]
 
 
