@@ -13,6 +13,8 @@ from planner.units import ceil_div
 
 # Below this share of the process's bytes a saving is not worth a line.
 NOTICEABLE_PERCENT = 1
+# Halvings of one knob: 8 becomes 1.
+_ROUNDS = 3
 
 
 class Outcome(NamedTuple):
@@ -32,52 +34,60 @@ class Change(NamedTuple):
     price: str
 
 
-def suggest(spec: ModelSpec, asked: Recipe, resolved: Recipe, current: Outcome, plan: Plan) -> tuple[Suggestion, ...]:
+class Job(NamedTuple):
+    """
+    The run that is to change.
+
+    Attributes:
+        spec: The model; its modules say which targets exist.
+        asked: The recipe as given, so that what follows from a changed knob is resolved anew.
+        resolve: Fills the knobs of a recipe as the stack does; raises where the stack refuses it.
+        has_flash: Whether the card runs FlashAttention 2 (compute capability 8.0 and later); true where no card is named.
+    """
+
+    spec: ModelSpec
+    asked: Recipe
+    resolve: Callable[[Recipe], Recipe]
+    has_flash: bool = True
+
+
+def suggest(job: Job, current: Outcome, plan: Plan) -> tuple[Suggestion, ...]:
     """
     The changes that save a noticeable share, the largest saving first.
 
     Args:
-        spec: The model; its modules say which targets exist.
-        asked: The recipe as given, so that what follows from a changed knob is resolved anew.
-        resolved: The same with every knob filled.
-        current: What the unchanged run needs.
+        job: The run.
+        current: What it needs unchanged.
         plan: Plans a recipe; a change that the stack refuses raises, and is left out.
     """
     found = []
-    for change in changes(spec, resolved):
-        outcome = _try(asked, change.knobs, plan)
+    for change in changes(job.spec, job.resolve(job.asked), job.has_flash):
+        knobs = _with_consequences(job.asked, change.knobs)
+        outcome = _try(job.asked, knobs, plan)
         if outcome is None:
             continue
         saved = current.process_bytes - outcome.process_bytes
-        if saved >= ceil_div(current.process_bytes * NOTICEABLE_PERCENT, 100):
-            found.append(
-                Suggestion(
-                    option=flags(change.knobs),
-                    knobs=change.knobs,
-                    saved_bytes=saved,
-                    process_bytes=outcome.process_bytes,
-                    verdict=outcome.verdict,
-                    price=change.price,
-                )
-            )
+        if _noticeable(saved, current.process_bytes):
+            found.append(Suggestion(flags(knobs), knobs, saved, outcome.process_bytes, outcome.verdict, change.price))
     return tuple(sorted(found, key=lambda s: -s.saved_bytes))
 
 
-def changes(spec: ModelSpec, recipe: Recipe) -> Iterator[Change]:
+def changes(spec: ModelSpec, recipe: Recipe, has_flash: bool = True) -> Iterator[Change]:
     """
     The changes that apply to a resolved recipe, the cheapest in price first.
 
     Args:
         spec: The model.
         recipe: The run, every knob resolved.
+        has_flash: Whether the card runs FlashAttention 2.
     """
-    yield from _free(recipe)
+    yield from _free(recipe, has_flash)
     yield from _slower(recipe)
     yield from _in_fewer_bits(recipe)
     yield from _learns_less(spec, recipe)
 
 
-def _free(recipe: Recipe) -> Iterator[Change]:
+def _free(recipe: Recipe, has_flash: bool) -> Iterator[Change]:
     if recipe.attn == "eager":
         yield Change({"attn": "sdpa"}, "same maths, other rounding")
     if recipe.quantization in ("nf4", "fp4") and not recipe.double_quant:
@@ -85,7 +95,7 @@ def _free(recipe: Recipe) -> Iterator[Change]:
     if recipe.loss == "full":
         yield Change({"loss": "chunked"}, "same loss, head runs twice")
         yield Change({"loss": "liger"}, "same loss; needs liger-kernel")
-    if recipe.attn == "sdpa" and recipe.padding:
+    if recipe.attn == "sdpa" and recipe.padding and has_flash:
         yield Change({"attn": "flash_attention_2"}, "needs flash-attn, Ampere+")
 
 
@@ -165,7 +175,7 @@ def _attention_targets(spec: ModelSpec) -> tuple[str, ...]:
 def _try(asked: Recipe, knobs: dict[str, Any], plan: Plan) -> Outcome | None:
     """The outcome of a changed recipe; None where the stack refuses it."""
     try:
-        return plan(asked.model_copy(update=_with_consequences(asked, knobs)))
+        return plan(asked.model_copy(update=knobs))
     except QplanError:
         return None
 
@@ -174,30 +184,58 @@ def _with_consequences(asked: Recipe, knobs: dict[str, Any]) -> dict[str, Any]:
     """A change of method frees the knobs that were given for the old one."""
     if "method" not in knobs:
         return knobs
-    return {"quantization": None, "kbit_prepare": None, **({"optim": None} if asked.method == "full" else {}), **knobs}
+    bound = ("quantization", "kbit_prepare", *(("optim",) if asked.method == "full" else ()))
+    return {**knobs, **{name: None for name in bound if getattr(asked, name) is not None}}
 
 
-def make_it_fit(spec: ModelSpec, asked: Recipe, resolved: Recipe, plan: Plan) -> dict[str, Any] | None:
+def make_it_fit(job: Job, plan: Plan) -> dict[str, Any] | None:
     """
     The knobs to change so that the card takes the run with room to spare, or None where no mixture of the suggestions is enough.
 
     One change is tried before several; of those that are enough, the one of the lowest price. Several are taken in the order of
-    their prices, each where it still saves.
+    their prices, each where it saves, in a few rounds (a batch is halved again); what turns out needless is taken back.
+
+    Args:
+        job: The run.
+        plan: Plans a recipe for the card.
     """
-    candidates = [change.knobs for change in changes(spec, resolved)]
-    for knobs in candidates:
-        if _fits(_try(asked, knobs, plan)):
+    for change in changes(job.spec, job.resolve(job.asked), job.has_flash):
+        knobs = _with_consequences(job.asked, change.knobs)
+        if _fits(_try(job.asked, knobs, plan)):
             return knobs
-    together: dict[str, Any] = {}
-    needed = plan(asked).process_bytes
-    for knobs in candidates:
-        outcome = _try(asked, {**together, **knobs}, plan)
-        if outcome is None or outcome.process_bytes >= needed:
-            continue
-        together, needed = {**together, **knobs}, outcome.process_bytes
-        if _fits(outcome):
-            return together
+    taken: list[dict[str, Any]] = []
+    for _ in range(_ROUNDS):
+        needed = plan(_changed(job.asked, taken)).process_bytes
+        for change in changes(job.spec, job.resolve(_changed(job.asked, taken)), job.has_flash):
+            knobs = _with_consequences(_changed(job.asked, taken), change.knobs)
+            outcome = _try(_changed(job.asked, taken), knobs, plan)
+            if outcome is None or not _noticeable(needed - outcome.process_bytes, needed):
+                continue
+            taken, needed = [*taken, knobs], outcome.process_bytes
+            if _fits(outcome):
+                return _without_the_needless(job.asked, taken, plan)
     return None
+
+
+def _without_the_needless(asked: Recipe, taken: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """The knobs of the changes taken, less those, from the dearest on, without which it fits as well."""
+    for knobs in reversed(taken):
+        others = [other for other in taken if other is not knobs]
+        if others and _fits(_try(asked, _merged(others), plan)):
+            taken = others
+    return _merged(taken)
+
+
+def _merged(taken: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for knobs in taken for name, value in knobs.items()}
+
+
+def _changed(asked: Recipe, taken: list[dict[str, Any]]) -> Recipe:
+    return asked.model_copy(update=_merged(taken))
+
+
+def _noticeable(saved: int, of: int) -> bool:
+    return saved >= ceil_div(of * NOTICEABLE_PERCENT, 100)
 
 
 def _fits(outcome: Outcome | None) -> bool:
@@ -212,31 +250,22 @@ def next_command(report: Report, *, explained: bool = False) -> str:
         report: A report with its details.
         explained: Whether the rows are on the screen already; then the other cards are next.
     """
-    known = report.details
+    known, model = report.details, report.model.id
     if known is None:
         return "qplan --help"
-    settled = report.device is not None and report.verdict is not None and report.verdict.outcome == "fits"
     others = {name: option for name, option in known.options.items() if name != "gpu"}
-    if settled and explained:
-        return command("gpus", report.model.id, known.asked, others)
-    if settled:
-        return command("estimate", report.model.id, known.asked, known.options) + " --explain"
-    if report.device is None:
-        smallest = next((card for card in report.verdicts if card.verdict.outcome == "fits"), None)
-        if smallest is not None:
-            return command("estimate", report.model.id, known.asked, {**known.options, "gpu": typed_name(smallest.device.name)})
+    if report.device is not None and report.verdict is not None and report.verdict.outcome == "fits":
+        again = command("estimate", model, known.asked, known.options) + " --explain"
+        return command("gpus", model, known.asked, others) if explained else again
+    smallest = next((card for card in report.verdicts if card.verdict.outcome == "fits"), None)
+    if smallest is not None:
+        return command("estimate", model, known.asked, {**others, "gpu": typed_name(smallest.device.name)})
     found = known.make_it_fit()
-    if found is None and report.device is not None:
-        return command("gpus", report.model.id, known.asked, others)
-    if found is None:
-        return command("compare", report.model.id, {}, {})
-    knobs, card = found
-    return command(
-        "estimate",
-        report.model.id,
-        {**known.asked, **knobs},
-        {**known.options, "gpu": known.options.get("gpu", typed_name(card))},
-    )
+    if found is not None:
+        knobs, card = found
+        gpu = known.options.get("gpu", typed_name(card))
+        return command("estimate", model, {**known.asked, **knobs}, {**others, "gpu": gpu})
+    return command("compare", model, {}, {}) if report.device is None else command("gpus", model, known.asked, others)
 
 
 def command(verb: str, model: str, knobs: dict[str, Any], options: dict[str, str]) -> str:

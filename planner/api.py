@@ -164,7 +164,7 @@ class _Job:
 
     @cached_property
     def resolved(self) -> Recipe:
-        return stacks.resolve(self.recipe, self.stack, self.spec.dtype)
+        return self._resolve(self.recipe)
 
     def analysis(self, device: Device | None) -> analytic.Analysis:
         """What the engine finds; of a card it sees the compute capability alone, so cards that share one share the answer."""
@@ -189,13 +189,20 @@ class _Job:
         return tuple(found)
 
     def suggest(self, device: Device | None) -> tuple[Suggestion, ...]:
-        return advice.suggest(self.spec, self.recipe, self.resolved, self.outcome(device), self._planner(device))
+        return advice.suggest(self._advised(device), self.outcome(device), self._planner(device))
 
     def make_it_fit(self, device: Device | None) -> tuple[dict[str, Any], str] | None:
         """Knobs to change for the card, or for the largest common one, and its name."""
         card = device or max(catalog.common_devices(), key=verdicts_.budget_bytes)
-        knobs = advice.make_it_fit(self.spec, self.recipe, self.resolved, self._planner(card))
+        knobs = advice.make_it_fit(self._advised(card), self._planner(card))
         return None if knobs is None else (knobs, card.name)
+
+    def _advised(self, device: Device | None) -> advice.Job:
+        has_flash = device is None or device.compute_capability >= (8, 0)
+        return advice.Job(self.spec, self.recipe, self._resolve, has_flash)
+
+    def _resolve(self, recipe: Recipe) -> Recipe:
+        return stacks.resolve(recipe, self.stack, self.spec.dtype)
 
     def _planner(self, device: Device | None) -> advice.Plan:
         return lambda recipe: _Job(self.spec, recipe, self.stack).outcome(device)

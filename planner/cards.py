@@ -122,7 +122,7 @@ def local_device() -> Device | None:
 
 
 def _may_have_driver() -> bool:
-    """Whether a look at the device files leaves it open that NVML would find a card: loading pynvml takes 10 ms, the look none."""
+    """Whether the device files leave it open that NVML would find a card: loading pynvml takes 10 ms, a look at them none."""
     return sys.platform != "linux" or any(map(os.path.exists, _DRIVER_FILES))
 
 

@@ -40,8 +40,9 @@ class Attention:
         scales_queries: Queries are multiplied by a constant before the kernel sees them (OPT); eager scores still are.
         rotary_dim: Elements of a head that are rotated; 0 without rotary positions.
         rotary_table: Which of the decoder's rotary tables turns it.
-        interleaved_rotary: Rotated in pairs (GLM, Cohere, GPT-J) instead of halves.
+        rotary_style: How the family spells it, as in `planner.operations.rotary`.
         q_norm, k_norm: Normalisations of queries and keys; `width` tells whether by head or over all heads.
+        norms_each: Each of these follows its projection (Qwen-3), instead of both following all three (Gemma-3).
         softcap: Scores pass through tanh (Gemma-2, eager only).
         dropout: Dropout on the attention weights.
         plain_softmax: Eager scores go through softmax in their own dtype, which only autocast makes fp32 (GPT-2).
@@ -59,11 +60,13 @@ class Attention:
     out: str = "self_attn.o_proj"
     fused: str = ""
     fused_layout: str = "slices"
+    scales_queries: bool = False
     rotary_dim: int = 0
     rotary_table: int = 0
-    interleaved_rotary: bool = False
+    rotary_style: str = "whole"
     q_norm: NormSpec | None = None
     k_norm: NormSpec | None = None
+    norms_each: bool = False
     softcap: bool = False
     dropout: float = 0.0
     plain_softmax: bool = False
@@ -179,6 +182,7 @@ class Decoder:
         logit_softcap: Logits pass through tanh (Gemma-2).
         logit_scale: Logits are multiplied by a constant (Cohere, Granite).
         rotary_dim: Width of the rotary tables; 0 without.
+        rotary_in_fp32: The rotary tables are not cast to the hidden states' dtype (OLMo).
         rotary_tables: How many sets of them there are (Gemma-3: local and global).
         supports_sdpa: Whether the family has it (Gemma-2 has not: eager takes its place).
     """
@@ -201,5 +205,6 @@ class Decoder:
     logit_softcap: bool = False
     logit_scale: bool = False
     rotary_dim: int = 0
+    rotary_in_fp32: bool = False
     rotary_tables: int = 1
     supports_sdpa: bool = True

@@ -59,6 +59,7 @@ def decoder(config: Fields) -> Decoder:
             fused_layout="split",
             out="attention.dense",
             rotary_dim=rotary_dim,
+            rotary_style="parts",
             dropout=config.number("attention_dropout", default=0.0),
         ),
         mlp=Mlp(

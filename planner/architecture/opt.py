@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture.blocks import whole_heads
 from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
@@ -70,10 +72,12 @@ def decoder(config: Fields) -> Decoder:
         norms=tuple(NormSpec(name if normed else "", "layer", hidden) for name in ("self_attn_layer_norm", "final_layer_norm")),
         dropout=dropout,
     )
+    # Where norms follow the sums, autocast leaves fp32 behind the first layer whatever came in: that one is a kind of its own.
+    first = layer if before else replace(layer)
     return Decoder(
         hidden_size=hidden,
         vocab_size=config.integer("vocab_size"),
-        layers=(layer,) * config.layers("num_hidden_layers"),
+        layers=(first,) + (layer,) * (config.layers("num_hidden_layers") - 1),
         layer_prefix="model.decoder.layers.*.",
         embedding="model.decoder.embed_tokens",
         positions="model.decoder.embed_positions",

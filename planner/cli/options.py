@@ -74,6 +74,8 @@ def ranks(text: str) -> dict[str, Any]:
     return {name.strip(): whole_number(rank) for name, _, rank in pairs}
 
 
+_OPTIMIZERS = ", ".join(CHOICES["optim"])
+
 KNOBS: tuple[Knob, ...] = (
     Knob("method", "qlora: adapters over a quantised base; lora: over a 16-bit base; full: all weights. Default: qlora.", METHOD),
     Knob("rank", "Rank of the LoRA adapters. Default: 16.", METHOD, whole_number),
@@ -92,7 +94,7 @@ KNOBS: tuple[Knob, ...] = (
     Knob("mixed_precision", "Autocast of the training step. Default: bf16.", PRECISION),
     Knob("kbit_prepare", "prepare_model_for_kbit_training: upcasts to fp32. Default: on over a quantised base.", PRECISION, None),
     Knob("adapter_dtype", "What the adapters are stored in. Default: as PEFT and the entry point leave them.", PRECISION),
-    Knob("optim", "As TrainingArguments names it: " + ", ".join(CHOICES["optim"]) + ". Default: paged_adamw_8bit for qlora, else the entry point's.", STEP,
+    Knob("optim", f"The optimizer: {_OPTIMIZERS}. Default: paged_adamw_8bit for qlora, else the entry point's.", STEP,
          str, "NAME"),
     Knob("batch_size", "Sequences in one micro-batch (per_device_train_batch_size). Default: 1.", STEP, whole_number),
     Knob("seq_len", "Tokens in every sequence. Default: 512.", STEP, whole_number),

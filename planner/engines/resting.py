@@ -18,7 +18,8 @@ from planner.spec import ModelSpec
 @dataclass
 class Resting:
     """
-    What stays, as rows that begin while the model is prepared (step 0 or 1) and end with the ledger (end 0 stands for that).
+    What stays, as rows that begin while the model is prepared (weights at step 0, the largest transient at 1, adapters at 2) and end with the
+    ledger (end 0 stands for that).
 
     Attributes:
         rows: The rows.
@@ -34,7 +35,7 @@ class Resting:
     steady_bytes: int = 0
     managed_bytes: int = 0
     host_bytes: int = 0
-    prepare_end: int = 2
+    prepare_end: int = 3
 
     def add(self, name: str, category: Category, nbytes: int, count: int = 1, formula: str = "", begin: int = 0) -> None:
         """`count` tensors of `nbytes` each, rounded one by one."""
@@ -68,7 +69,7 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, capability: 
         out.rows.append(Allocation("largest tensor while it is prepared", Category.TEMPORARY, transient, 1, 2))
     _add_states(out, recipe)
     for thread in PRODUCT_THREADS:
-        out.add(f"cuBLAS workspace of the {thread} thread", Category.WORKSPACE, cublas_workspace(capability[0]), begin=2)
+        out.add(f"cuBLAS workspace of the {thread} thread", Category.WORKSPACE, cublas_workspace(capability[0]), begin=3)
     return out
 
 
@@ -118,7 +119,7 @@ def _add_adapter(out: Resting, row: PreparedModule) -> None:
 def _add_trained(out: Resting, name: str, shape: tuple[int, ...], dtype: DType, count: int) -> None:
     parameter = Parameter(shape, dtype)
     if parameter.numel:
-        out.add(name, Category.ADAPTER, parameter.nbytes, count, f"{shape} {dtype}")
+        out.add(name, Category.ADAPTER, parameter.nbytes, count, f"{shape} {dtype}", begin=2)
         out.trainables.append((parameter, count))
 
 
@@ -134,6 +135,6 @@ def _add_states(out: Resting, recipe: Recipe) -> None:
     for state in shared_states(variant, (parameter for parameter, _ in out.trainables)):
         sums[state.name] = sums.get(state.name, 0) + allocated(state.device_bytes)
     for name, nbytes in sums.items():
-        out.add(f"optimizer: {name}", Category.OPTIMIZER_STATE, nbytes, begin=2, formula=str(recipe.optim))
+        out.add(f"optimizer: {name}", Category.OPTIMIZER_STATE, nbytes, begin=3, formula=str(recipe.optim))
 
 

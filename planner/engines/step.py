@@ -13,13 +13,14 @@ from planner.formulas.gradients import clip_grad_norm
 from planner.formulas.optimizer import VARIANTS, step_temporaries
 from planner.ledger import Category, Phase
 from planner.operations.attention import Positions
-from planner.operations.decoder import Batch, Weights, decoder_layer, normalise, rotary_tables
+from planner.operations.decoder import Batch, Weights, decoder_layer, normalise
 from planner.operations.elementwise import add_broadcast, dropout, scale
 from planner.operations.experts import Parameter
 from planner.operations.head import chunked_loss, full_loss, logits
 from planner.operations.linear import Linear, Lora
 from planner.operations.lora import linear
 from planner.operations.norm import Norm
+from planner.operations.rotary import rotary_tables
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
 from planner.schedule import Tape
@@ -161,12 +162,12 @@ class _Step:
         attentions = {id(layer): layer.attention for layer in decoder.layers}
         windows = dict.fromkeys(attention.sliding_window for attention in attentions.values())
         masks = {window: self.mask(x.dtype, window) for window in windows}
-        width = decoder.rotary_dim
-        tables = [rotary_tables(t, self.recipe.seq_len, width, x.dtype) for _ in range(decoder.rotary_tables if width else 0)]
+        width, dtype = decoder.rotary_dim, DType.FP32 if decoder.rotary_in_fp32 else x.dtype
+        tables = [rotary_tables(t, self.recipe.seq_len, width, dtype) for _ in range(decoder.rotary_tables if width else 0)]
         found = {}
         for layer, attention in attentions.items():
             cos, sin = tables[attention.rotary_table] if tables else (None, None)
-            found[layer] = Positions(cos, sin, masks[attention.sliding_window], ids)
+            found[layer] = Positions(cos, sin, masks[attention.sliding_window], ids, unpads=bool(self.recipe.padding))
         return found
 
     def mask(self, dtype: DType, window: int | None) -> Tensor | None:

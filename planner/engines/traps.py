@@ -35,7 +35,7 @@ def find_traps(preparation: Preparation, recipe: Recipe, peak_of: Callable[[Reci
         recipe: The resolved recipe.
         peak_of: Plans a changed recipe and gives its allocated peak.
     """
-    found = [*_upcasts(preparation), *_left_dense(preparation, recipe), *_mixed_halves(recipe, peak_of)]
+    found = [*_upcasts(preparation), *_left_dense(preparation, recipe), *_mixed_halves(recipe, peak_of), *_dora_dropout(recipe, peak_of)]
     return tuple(sorted(found, key=lambda trap: -trap.nbytes))
 
 
@@ -91,3 +91,10 @@ def _mixed_halves(recipe: Recipe, peak_of: Callable[[Recipe], int]) -> list[Trap
     return [Trap(f"{recipe.dtype} base under {autocast} autocast", nbytes, sentence)] if nbytes > 0 else []
 
 
+def _dora_dropout(recipe: Recipe, peak_of: Callable[[Recipe], int]) -> list[Trap]:
+    """DoRA with dropout multiplies by the dense base weight once more, and keeps it for backward (`operations.dora`)."""
+    if recipe.method == "full" or not recipe.dora or not recipe.dropout:
+        return []
+    nbytes = peak_of(recipe) - peak_of(recipe.model_copy(update={"dropout": 0.0}))
+    why = "with dropout, DoRA keeps a dense copy of every base weight for backward; pass --dropout 0"
+    return [Trap("DoRA with dropout", nbytes, why)] if nbytes > 0 else []

@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from planner.architecture.decoder import Attention
 from planner.dtypes import DType
 from planner.operations.elementwise import (
-    add,
     add_constant,
-    concatenate,
     copy,
     dropout,
-    mul_broadcast,
-    negative,
-    part,
     repeat,
     scale,
 )
@@ -73,32 +68,8 @@ class Positions:
     sin: Tensor | None = None
     mask: Tensor | None = None
     ids: Tensor | None = None
-
-
-def rotate(t: Tape, x: Tensor, positions: Positions, rotary_numel: int) -> Tensor:
-    """
-    Rotary position embedding over the first `rotary_numel` elements: x * cos + rotate_half(x) * sin.
-
-    Source:
-        transformers@5.23.0, models/llama/modeling_llama.py, apply_rotary_pos_emb, rotate_half; partial: models/gpt_neox.
-    """
-    if positions.cos is None:
-        return x
-    if rotary_numel == x.numel:
-        return _rotate(t, x, positions)
-    rotated, rest = part(t, x, rotary_numel), part(t, x, x.numel - rotary_numel)
-    rotated = _rotate(t, rotated, positions)
-    return concatenate(t, (rotated, rest), "partly rotated")
-
-
-def _rotate(t: Tape, x: Tensor, positions: Positions) -> Tensor:
-    assert positions.cos is not None and positions.sin is not None
-    return add(t, mul_broadcast(t, x, positions.cos), mul_broadcast(t, _rotate_half(t, x), positions.sin), "rotated")
-
-
-def _rotate_half(t: Tape, x: Tensor) -> Tensor:
-    first, second = part(t, x, x.numel // 2), part(t, x, x.numel // 2)
-    return concatenate(t, (negative(t, second), first), "half rotated")
+    unpads: bool = False
+    """Whether the flash-attn package is given sequences without their padding, and gathers and scatters to do so."""
 
 
 def attend(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, kernel: str, spec: Attention) -> Tensor:
@@ -110,7 +81,23 @@ def attend(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Po
         return _efficient(t, q, k, v, shape, positions)
     if kernel == "flash_attention_2" and q.dtype is DType.FP32:  # modeling_flash_attention_utils.fa_peft_integration_check
         q, k, v = (t.cast(x, t.autocast or DType.BF16, "attention input") for x in (q, k, v))
+    if kernel == "flash_attention_2" and positions.unpads:
+        return _gathered(t, _flash(t, *(_gathered(t, x, "unpadded") for x in (q, k, v)), shape), "padded again")
     return _flash(t, q, k, v, shape)
+
+
+def _gathered(t: Tape, x: Tensor, name: str) -> Tensor:
+    """
+    Rows chosen by an index, or put back by it: a copy each way, counted for sequences that are all but full.
+
+    Source:
+        transformers@5.23.0, modeling_flash_attention_utils.py, _upad_input and _pad_input.
+    """
+    out = t.new(x.numel, x.dtype, name)
+    if t.tracks(x):
+        numel, dtype = x.numel, x.dtype
+        t.record(out, (x,), None, lambda t, grads, saved: (t.new(numel, dtype, "gradient of a gather"),))
+    return out
 
 
 def _flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
 from planner.dtypes import DType
-from planner.operations.attention import Positions, Shape, attend, rotate
+from planner.operations.attention import Positions, Shape, attend
 from planner.operations.elementwise import act_fn, add, dropout, mul, part, scale, split
 from planner.operations.experts import Context, Parameter
 from planner.operations.gpt import GPT_LAYOUTS
@@ -18,6 +18,7 @@ from planner.operations.linear import Linear
 from planner.operations.lora import linear
 from planner.operations.moe import moe
 from planner.operations.norm import Norm, norm
+from planner.operations.rotary import JOINED, apply_rotary
 from planner.schedule import Tape
 from planner.tensors import Tensor
 
@@ -93,22 +94,28 @@ class Runner:
         t, batch = self.t, self.batch
         tokens = batch.size * batch.length
         q, k, v = self.projections(x, spec, tokens)
-        if spec.q_norm is not None:
+        if spec.q_norm is not None and not spec.norms_each:
             q = self.norm(spec.q_norm, q)
-        if spec.k_norm is not None:
+        if spec.k_norm is not None and not spec.norms_each:
             k = self.norm(spec.k_norm, k)
+        held: tuple[Tensor, ...] = ()
         if spec.rotary_dim:
-            q, k = (
-                rotate(t, q, self.positions, tokens * spec.heads * spec.rotary_dim),
-                rotate(t, k, self.positions, tokens * spec.kv_heads * spec.rotary_dim),
-            )
-        by_head = 0 < spec.rotary_dim < spec.head_dim
+            cos, sin = self.positions.cos, self.positions.sin
+            assert cos is not None and sin is not None
+            q, k, held = apply_rotary(t, q, k, cos, sin, spec)
+        by_head = spec.rotary_dim > 0 and spec.rotary_style in JOINED
         shape = Shape(batch.size, batch.length, spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim, by_head)
         kernel = "eager" if spec.forces_eager else batch.kernel
         out = attend(t, q, k, v, shape, self.positions, kernel, spec)
-        return self.linear(spec.out, out)
+        out = self.linear(spec.out, out)
+        del held
+        return out
 
     def projections(self, x: Tensor, spec: Attention, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        if spec.norms_each and spec.q_norm is not None and spec.k_norm is not None:
+            q = self.norm(spec.q_norm, self.linear(spec.q, x))
+            k = self.norm(spec.k_norm, self.linear(spec.k, x))
+            return q, k, self.linear(spec.v, x)
         if not spec.fused:
             q = self.linear(spec.q, x)
             if spec.scales_queries:
@@ -213,26 +220,3 @@ def normalise(t: Tape, spec: NormSpec, x: Tensor, weights: Weights) -> Tensor:
         return norm(t, x, weights.norms.get(spec.name) or Norm(spec.kind, spec.width, None))
     finally:
         t.scope = before
-
-
-def rotary_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tensor, Tensor]:
-    """
-    Cosines and sines [1, S, width], computed in fp32 and cast to the hidden states' dtype.
-
-    Source:
-        transformers@5.23.0, models/llama/modeling_llama.py, LlamaRotaryEmbedding.forward.
-    """
-    table = length * width
-    positions = t.new(length, DType.FP32, "positions in fp32")
-    freqs = t.new(table // 2, DType.FP32, "angles")
-    del positions
-    emb = t.new(table, DType.FP32, "angles twice")
-    raw = t.new(table, DType.FP32, "cosines")
-    cos = t.new(table, DType.FP32, "cosines")
-    del raw
-    raw = t.new(table, DType.FP32, "sines")
-    sin = t.new(table, DType.FP32, "sines")
-    del raw
-    cos, sin = t.cast(cos, dtype, "rotary cosines"), t.cast(sin, dtype, "rotary sines")
-    del freqs, emb
-    return cos, sin

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from planner import advice
-from planner.render.terminal import Terminal, labelled, printable, wrap
+from planner.render.terminal import Terminal, labelled, listing, printable, wrap
 from planner.report import CardVerdict, Report
 from planner.units import GIB, human
 
@@ -44,7 +44,9 @@ def _answer(report: Report, terminal: Terminal) -> list[str]:
         return _answers(report.verdicts, terminal)
     verdict = report.verdict
     word, hue = OUTCOMES[verdict.outcome]
-    needs = f" on {report.device.name}: needs {gib(verdict.required_bytes)} of {gib(verdict.budget_bytes)} GiB, "
+    needs = (
+        f" on {advice.short_name(report.device.name)}: needs {gib(verdict.required_bytes)} of {gib(verdict.budget_bytes)} GiB, "
+    )
     how = {
         "fits": f"{gib(verdict.headroom_bytes)} to spare",
         "tight": f"{gib(verdict.headroom_bytes)} to spare is less than the error",
@@ -61,16 +63,13 @@ def _answers(cards: Iterable[CardVerdict], terminal: Terminal) -> list[str]:
     for card in cards:
         by_outcome[card.verdict.outcome].append(f"{advice.short_name(card.device.name)} ({gib(card.verdict.budget_bytes, 1)})")
     if not by_outcome["fits"] and not by_outcome["tight"]:
-        by_outcome = {"does_not_fit": ["any common card:", *by_outcome["does_not_fit"]]}
+        by_outcome = {"does_not_fit": ["any common card: " + by_outcome["does_not_fit"][0], *by_outcome["does_not_fit"][1:]]}
     for outcome, names in by_outcome.items():
         if not names:
             continue
         word, hue = OUTCOMES[outcome]
-        # Blanks inside a name must not break over lines.
-        text = ", ".join(name.replace(" ", "\0") for name in names).replace(":,", ":")
-        rows = wrap(text, terminal.width - 14)
-        found += labelled(word, (row.replace("\0", " ") for row in rows), 14)
-        found[-len(rows)] = terminal.paint(word, "bold", hue) + found[-len(rows)][len(word) :]
+        rows = labelled(word, listing(names, terminal.width - 14), 14)
+        found += [terminal.paint(word, "bold", hue) + rows[0][len(word) :], *rows[1:]]
     return found
 
 
@@ -114,11 +113,10 @@ def _peak(report: Report, terminal: Terminal) -> list[str]:
     parts = _parts(report, terminal.num_parts)
     whole = max(peak.process_bytes, report.verdict.budget_bytes if report.verdict else 0)
     bar = terminal.bar([size for _, size in parts], whole, terminal.width - _LABEL)
-    legend = [f"\1{i}\0{name}\0{human(size)}".replace(" ", "\0") for i, (name, size) in enumerate(parts)]
-    rows = wrap("  ".join(legend), terminal.width - _LABEL)
+    rows = listing((f"\1{i} {name} {human(size)}" for i, (name, size) in enumerate(parts)), terminal.width - _LABEL, "  ")
     for i in range(len(parts)):
-        rows = [row.replace(f"\1{i}\0", f"{terminal.glyph(i)} ") for row in rows]
-    return labelled("peak", [*numbers, bar, *(row.replace("\0", " ") for row in rows)], _LABEL)
+        rows = [row.replace(f"\1{i}", terminal.glyph(i)) for row in rows]
+    return labelled("peak", [*numbers, bar, *rows], _LABEL)
 
 
 def _parts(report: Report, most: int) -> list[tuple[str, int]]:
@@ -137,8 +135,8 @@ def _phases(report: Report, terminal: Terminal) -> list[str]:
     sizes = (("paged", host.paged_bytes), ("host RAM", host.ram_peak_bytes), ("download", host.download_bytes))
     beside = [f"{human(report.steady_bytes)} between steps", *(f"{name} {human(size)}" for name, size in sizes if size)]
     width = terminal.width - _LABEL
-    found = labelled("phases", wrap(", ".join(phases) + " GiB", width), _LABEL)
-    return found + labelled("rest", wrap(", ".join(beside), width), _LABEL)
+    found = labelled("phases", listing([*phases[:-1], f"{phases[-1]} GiB"], width), _LABEL)
+    return found + labelled("rest", listing(beside, width), _LABEL)
 
 
 def _traps(report: Report, terminal: Terminal) -> list[str]:
@@ -183,14 +181,14 @@ def _next(report: Report, terminal: Terminal, *, explained: bool) -> list[str]:
 
 
 def pasteable(command: str, width: int) -> list[str]:
-    """A command over as many lines as it needs, so that it can still be pasted."""
+    """A command over as many lines as it needs, so that it can still be pasted; an option stays with its value."""
     rows = [""]
-    for word in command.split(" "):
-        if rows[-1] and len(rows[-1]) + 1 + len(word) + 2 > width:
+    for part in command.replace(" --", "\0--").split("\0"):
+        if rows[-1] and len(rows[-1]) + 1 + len(part) + 2 > width:
             rows[-1] += " \\"
-            rows.append("  " + word)
+            rows.append("  " + part)
         else:
-            rows[-1] += (" " if rows[-1] else "") + word
+            rows[-1] += (" " if rows[-1] else "") + part
     return rows
 
 

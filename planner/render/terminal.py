@@ -106,6 +106,11 @@ def wrap(text: str, width: int, indent: int = 0) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent)
 
 
+def listing(items: Iterable[str], width: int, separator: str = ", ") -> list[str]:
+    """Items in lines of a width; no line ends inside an item."""
+    return [row.replace("\0", " ") for row in wrap(separator.join(item.replace(" ", "\0") for item in items), width)]
+
+
 def labelled(label: str, lines: Iterable[str], indent: int) -> list[str]:
     """Lines beside a label that stands before the first of them."""
     return [(f"{label:<{indent}}" if i == 0 else " " * indent) + line for i, line in enumerate(lines)]

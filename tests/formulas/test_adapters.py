@@ -9,7 +9,7 @@ import pytest
 from planner.dtypes import DType
 from planner.formulas import adapters
 from planner.formulas.blocks import TensorShape, in_dtype, total_bytes
-from tests.formulas.live import LiveStorages
+from tests.live import LiveStorages
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

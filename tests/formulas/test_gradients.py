@@ -8,7 +8,7 @@ import pytest
 from planner.dtypes import DType
 from planner.formulas.blocks import TensorBytes, total_allocated, total_bytes
 from planner.formulas.gradients import CHUNK_ELEMENTS, clip_grad_norm, gradient
-from tests.formulas.live import LiveStorages
+from tests.live import LiveStorages
 
 torch = pytest.importorskip("torch")
 

@@ -17,7 +17,7 @@ from planner.dtypes import DType
 from planner.formulas import optimizer
 from planner.formulas.optimizer import VARIANTS, Parameter, State
 from planner.recipe import Optimizer
-from tests.formulas.live import LiveStorages
+from tests.live import LiveStorages
 
 torch = pytest.importorskip("torch")
 

@@ -17,7 +17,7 @@ from planner.dtypes import DType
 from planner.formulas import weights
 from planner.formulas.blocks import TensorBytes, Tensors, total_allocated, total_bytes
 from planner.formulas.four_bit_kernel import reads_packed_weight
-from tests.formulas.live import LiveStorages
+from tests.live import LiveStorages
 
 torch = pytest.importorskip("torch")
 bnb = pytest.importorskip("bitsandbytes")

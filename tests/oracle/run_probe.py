@@ -40,7 +40,23 @@ def load_probe(path: Path) -> Any:
     spec.loader.exec_module(module)
     for name in ("transformers", "peft", "bitsandbytes", "transformers.integrations.bitsandbytes"):
         importlib.import_module(name)
+    accept_grouped_products()
     return module
+
+
+def accept_grouped_products() -> None:
+    """
+    Let fake tensors take the grouped products that CUDA takes.
+
+    torch@2.13.0's stand-in insists on bf16 (_meta_registrations.py, _meta_grouped_mm_common); the kernel takes fp32 and fp16 too
+    (aten/src/ATen/native/GroupedMMUtils.h, _grouped_mm_validate_inputs).
+    """
+    meta = importlib.import_module("torch._meta_registrations")
+
+    def product(a: Any, b: Any, *_: Any, offs: Any = None, **__: Any) -> Any:
+        return meta._create_grouped_mm_output_tensor(a, b, offs, a.dtype)
+
+    meta._meta_grouped_mm_common = product
 
 
 def observe(probe: Any) -> list[dict[str, int]]:
