@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from planner import advice, catalog
 from planner import stack as stacks
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from planner.catalog import CheckpointSummary
     from planner.comparison import Comparison
 
-Engine = Literal["analytic", "traced", "both"]
 Model = str | Mapping[str, Any] | ModelSpec
 
 
@@ -249,6 +248,7 @@ class _Job:
             asked=self.asked,
             options=self.options,
             device=device,
+            published_parameters=self.spec.published_parameters,
             ledger=found.ledger,
             find_traps=lambda: tuple(Finding(t.name, t.nbytes, t.sentence) for t in found.traps),
             stack=self.stack,
@@ -301,10 +301,14 @@ def _device_report(device: Device, needed: verdicts_.Sizes) -> DeviceReport:
 
 
 def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:
-    if device is None or device.bf16 or "bf16" not in (recipe.mixed_precision, recipe.compute_dtype):
-        return ()
-    usual = "--compute-dtype fp16 --mixed-precision fp16 --dtype fp16"
-    return (f"{device.name} has no bf16 arithmetic: torch emulates it, slowly; most runs there use {usual}",)
+    """What the named card changes that the numbers do not show."""
+    found = []
+    if device is not None and device.name.startswith("AMD"):
+        found.append(f"{device.name} is planned as a CUDA card would be: ROCm's context, workspaces and kernels differ")
+    if device is not None and not device.bf16 and "bf16" in (recipe.mixed_precision, recipe.compute_dtype):
+        usual = "--compute-dtype fp16 --mixed-precision fp16 --dtype fp16"
+        found.append(f"{device.name} has no bf16 arithmetic: torch emulates it, slowly; most runs there use {usual}")
+    return tuple(found)
 
 
 def _check_engine(engine: str) -> None:

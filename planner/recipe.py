@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from operator import index
 from typing import Any, Literal, get_args
 
 from planner.errors import InvalidRecipeError, UnsupportedRecipeError
@@ -161,6 +162,8 @@ class Recipe:
         value = getattr(self, name)
         if value is None and name in _MAY_BE_NONE:
             return
+        if not isinstance(value, (int, str)) and hasattr(value, "__index__"):  # an integer of another library
+            object.__setattr__(self, name, value := index(value))
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InvalidRecipeError(f"{name} is {_shown(value)}; it must be a whole number from {low} to {high}")
 

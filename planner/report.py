@@ -137,6 +137,7 @@ class Details(NamedTuple):
         asked: The knobs that the user named, as they were given.
         options: What else was named: `gpu`, `stack`, `revision`.
         device: The card; None where none was named or found.
+        published_parameters: The count that was published, where one is known.
         ledger: Every allocation, with its lifetime.
         find_traps: Finds memory that the recipe costs without saying so; called once, when somebody asks.
         judge_cards: Gives the verdict of every common card; called once, when somebody asks.
@@ -150,6 +151,7 @@ class Details(NamedTuple):
     asked: dict[str, Any]
     options: dict[str, str]
     device: Device | None
+    published_parameters: int | None
     ledger: Ledger
     find_traps: Callable[[], tuple[Finding, ...]]
     judge_cards: Callable[[], tuple[CardVerdict, ...]]

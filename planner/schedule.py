@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from planner.dtypes import DType
 from planner.ledger import Category, Phase
-from planner.tensors import Backward, Grads, Node, Saved, Storage, Tensor
+from planner.tensors import Backward, Grads, Leaf, Node, Saved, Storage, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +92,7 @@ class Tape:
         self._nodes: list[Node | _Boundary] = []
         self._casts: dict[int, Tensor] = {}
         self._kept: list[Tensor] = []
+        self._shared: dict[int, Tensor | None] = {}
         self._frame: _Frame | None = None
         self._recomputing = False
         self._phase = Phase.FORWARD
@@ -156,6 +157,16 @@ class Tape:
             out.node, out.slot, out.requires_grad = node, slot, True
         self._nodes.append(node)
 
+    def share(self, leaf: Tensor) -> None:
+        """
+        Say that two operations use a leaf: its gradient is accumulated once, when both have come.
+
+        Source:
+            torch@2.13.0, torch/csrc/autograd/engine.cpp, Engine::evaluate_function: a node runs when its dependencies are none.
+        """
+        if leaf.requires_grad:
+            self._shared[id(leaf)] = None
+
     def keep(self, x: Tensor) -> None:
         """
         Hold a tensor that a custom function keeps as a plain attribute: it lives until the graph dies, whatever has run and whatever
@@ -184,11 +195,12 @@ class Tape:
         """
         if self.autocast is None or x.dtype is self.autocast or x.dtype not in _FLOATS:
             return x
-        if not (x.requires_grad and x.node is None and x.storage is None and x.dtype is DType.FP32):
+        is_leaf = x.node is None and (x.storage is None or isinstance(x, Leaf))
+        if not (x.requires_grad and is_leaf and x.dtype is DType.FP32):
             return self.cast(x, self.autocast, name)
         key = id(x)
         if key not in self._casts:
-            self._casts[key] = self.cast(x, self.autocast, "autocast copy of a weight", Category.TEMPORARY)
+            self._casts[key] = self.cast(x, self.autocast, "autocast copy of a leaf", Category.TEMPORARY)
         return self._casts[key]
 
     @contextmanager
@@ -231,7 +243,8 @@ class Tape:
         category, self.category = self.category, Category.ACTIVATION
         try:
             with self.autocasting(frame.autocast):
-                frame.function(frame.tensor.detach(requires_grad=frame.tensor.requires_grad))
+                x = frame.tensor
+                frame.function(Leaf.of(x) if isinstance(x, Leaf) else x.detach(requires_grad=x.requires_grad))
         except StopRecomputation:
             pass
         finally:
@@ -281,6 +294,13 @@ class Tape:
 
     def _deliver(self, target: Node | Tensor, slot: int, grad: Tensor) -> None:
         if isinstance(target, Tensor):
+            if id(target) in self._shared:
+                held, self._shared[id(target)] = self._shared[id(target)], grad
+                if held is None:
+                    return  # the engine's buffer keeps it until the other user's gradient is there
+                del self._shared[id(target)]
+                grad = held if self.accumulates_in_place else self.new(grad.numel, grad.dtype, "gradient sum")
+                del held
             if target.grad is None:
                 target.grad = grad
                 if grad.storage is not None and target.storage is None:
@@ -361,7 +381,7 @@ class _Rerun:
     def __call__(self, tape: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
         x = saved[0]
         assert x is not None
-        detached = x.detach(requires_grad=True)
+        detached = Leaf.of(x)
         outer, tape._nodes = tape._nodes, []
         kept, tape._kept = tape._kept, []
         tape.grad_enabled = True

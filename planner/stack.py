@@ -174,6 +174,8 @@ class Behaviours:
         loads_on: Where `from_pretrained` puts the checkpoint: a quantised one straight on the card (transformers,
             quantizers/quantizer_bnb_4bit.py, `update_device_map`), a 16-bit one without a device_map on the CPU, from where
             it is moved.
+        warms_up_allocator: transformers >= 5.0 asks the allocator for the whole checkpoint before it loads a tensor, and lets go of it
+            (modeling_utils.py, `caching_allocator_warmup`; read in 5.23.0, earlier versions are taken to do without).
     """
 
     use_reentrant: bool
@@ -195,6 +197,7 @@ class Behaviours:
     optim: Optimizer
     max_grad_norm: float
     loads_on: Literal["cuda", "cpu"]
+    warms_up_allocator: bool
 
 
 def behaviours(stack: Stack, recipe: Recipe) -> Behaviours:
@@ -231,6 +234,7 @@ def behaviours(stack: Stack, recipe: Recipe) -> Behaviours:
         optim="adamw_torch_fused" if fused_adamw else "adamw_torch",
         max_grad_norm=0.0 if is_loop else 1.0,
         loads_on="cuda" if recipe.is_quantized else "cpu",
+        warms_up_allocator=stack.at_least("transformers", 5, 0),
     )
 
 

@@ -57,6 +57,17 @@ class Tensor:
         return Tensor(self.storage, self.numel, self.dtype, requires_grad)
 
 
+class Leaf(Tensor):
+    """What no operation made and yet needs a gradient, with memory on the tape: autocast treats it like a parameter."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, x: Tensor) -> Leaf:
+        """`x.detach().requires_grad_()`."""
+        return cls(x.storage, x.numel, x.dtype, True)
+
+
 Saved = tuple["Tensor | None", ...]
 """What a node kept for its backward."""
 

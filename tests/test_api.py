@@ -10,6 +10,7 @@ import pytest
 
 import planner
 from planner import api
+from planner.device import Device
 from planner.errors import InvalidRecipeError, UnavailableError, UnknownDeviceError, UnknownModelError, UnsupportedRecipeError
 from planner.spec import ModelSpec
 from tests import fakes
@@ -199,6 +200,18 @@ def test_a_card_without_bf16_is_warned_about():
 
     assert any("bf16" in warning for warning in warned)
     assert api.estimate(LLAMA_7B, gpu="a6000").warnings == ()
+
+
+def test_the_local_card_is_judged_where_none_is_named(monkeypatch):
+    """Its budget is what other processes leave of it."""
+    card = Device("NVIDIA RTX A6000", 48 << 30, (8, 6), used_bytes=40 << 30, note="this machine's card")
+    monkeypatch.setattr("planner.catalog.local_device", lambda: card)
+    report = api.estimate(LLAMA_70B)
+
+    assert report.device.name == card.name
+    assert report.verdict.budget_bytes == 8 << 30
+    assert report.verdict.outcome == "does_not_fit"
+    assert [found.verdict for found in report.verdicts] == [report.verdict]
 
 
 def test_importing_the_package_is_lazy():

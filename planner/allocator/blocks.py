@@ -24,6 +24,7 @@ class Block:
     """
 
     __slots__ = ("address", "freed_at", "next", "previous", "requested", "size", "state")
+    freed_at: int
 
     def __init__(self, address: int, size: int, state: int, previous: Block | None, following: Block | None) -> None:
         self.address = address
@@ -40,6 +41,10 @@ class Block:
     def is_split(self) -> bool:
         """Whether it is only a part of its segment."""
         return self.previous is not None or self.next is not None
+
+
+NOTHING = Block(-1, 0, UNMAPPED, None, None)
+"""Stands for a block where only a size is searched; no address is below its."""
 
 
 class Segment(NamedTuple):
@@ -120,9 +125,11 @@ class Pool:
 
     def drop(self, block: Block) -> None:
         """Take a cached block out."""
-        free = self.free
-        # the pair sorts right before the triple that it begins
-        del free[bisect_left(free, (block.size, block.address))]  # type: ignore[arg-type]
+        del self.free[bisect_left(self.free, (block.size, block.address, block))]
+
+    def smallest(self, size: int) -> int:
+        """Where the cached blocks of at least `size` bytes begin."""
+        return bisect_left(self.free, (size, -1, NOTHING))
 
     def segments(self) -> Iterator[Segment]:
         """What the pool holds, by address."""

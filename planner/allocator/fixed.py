@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
 from planner.allocator.blocks import FREE, Block, Memory, Pool
 from planner.allocator.settings import LARGE_ROUNDING, AllocatorSettings
 
@@ -12,7 +10,7 @@ class FixedSegments:
     """
     Where new memory comes from and cached memory goes, without expandable segments.
 
-    Addresses only grow: the driver may hand out a freed range again, which matters to nothing but ties between blocks of one size.
+    Addresses only grow: the driver may hand out a freed range again, which only decides ties between blocks of one size.
 
     Args:
         memory: The card's memory.
@@ -51,13 +49,13 @@ class FixedSegments:
 
     def release_oversize(self, pool: Pool, size: int, oversize: int) -> bool:
         """
-        Give back the smallest cached block of at least `size` and `oversize` bytes, else the largest oversize ones until they add up.
+        Give back the smallest cached block of at least `size` and `oversize` bytes, else the largest until they add up to that.
 
         Source:
             c10/cuda/CUDACachingAllocator.cpp, release_available_cached_blocks.
         """
         target = max(size, oversize)
-        i = bisect_left(pool.free, (target,))  # type: ignore[arg-type]
+        i = pool.smallest(target)
         if i < len(pool.free):
             self._release(pool, pool.free[i][2])
             return True

@@ -63,8 +63,8 @@ class AllocatorSettings:
     Attributes:
         max_split_size: Blocks of at least so many bytes are not split, nor given to smaller requests; None splits all.
         max_non_split_rounding: How many bytes larger than the request such a block must stay below; None is `large_segment_size`.
-        roundup_power2_divisions: Into how many parts each power of two from 1 MiB on is divided, sizes being rounded up to the next
-            part; 0 and 1 round to 512 bytes. The first entry serves smaller sizes too, the last one larger ones.
+        roundup_power2_divisions: Into how many parts each power of two from 1 MiB on is divided; sizes are rounded up to the next
+            part. 0 and 1 round to 512 bytes. The first entry serves smaller sizes too, the last one larger ones.
         garbage_collection_threshold: Share of the allowed memory above which old cached segments are released before a new one is
             asked for; 0 never. Acts only under a memory fraction below 1.
         expandable_segments: Whether a pool is one address range that grows and shrinks page by page.

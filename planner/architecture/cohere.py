@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from planner.architecture.blocks import Dims, attention, gated_mlp, head, layer_types, read_dims, rotary
+from planner.architecture.decoder import Decoder, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.structures import ATTENTION_TYPES, attention_dropout, llama_like
 from planner.architecture.table import Table
 
 
@@ -43,7 +47,7 @@ def cohere2_text(config: Fields, model: Table) -> Dims:
     """
     dims = read_dims(config, tied=True)
     every = config.integer("sliding_window_pattern", default=4)
-    layer_types(config, dims, ("full_attention", "sliding_attention"), full_every=every)
+    layer_types(config, dims, ATTENTION_TYPES, full_every=every)
     return _layout(config, model, dims, qk_norm=False)
 
 
@@ -52,4 +56,50 @@ def cohere2(config: Fields, out: Table) -> None:
     head(out, cohere2_text(config, out.within("model.")))
 
 
-FAMILIES = {"cohere": Family(cohere), "cohere2": Family(cohere2)}
+def cohere_decoder(config: Fields) -> Decoder:
+    """
+    CohereForCausalLM's structure: attention and MLP side by side behind one norm, logits times a constant.
+
+    Source:
+        transformers@5.23.0, models/cohere/modeling_cohere.py, CohereAttention, CohereDecoderLayer, CohereForCausalLM.forward.
+    """
+    dims = read_dims(config, tied=True)
+    normed: dict[str, Any] = {}
+    if config.flag("use_qk_norm", default=False):
+        q_norm, k_norm = (NormSpec(f"self_attn.{name}", "layer_fp32", dims.head_dim) for name in ("q_norm", "k_norm"))
+        normed = {"q_norm": q_norm, "k_norm": k_norm}
+    return _side_by_side(config, dims, attention=normed)
+
+
+def cohere2_decoder(config: Fields) -> Decoder:
+    """
+    Cohere2ForCausalLM's structure: Cohere's, where layers either have a window and turn, or see everything and do not.
+
+    Source:
+        transformers@5.23.0, models/cohere2/modeling_cohere2.py, Cohere2Attention.forward.
+    """
+    dims = read_dims(config, tied=True)
+    kinds = layer_types(config, dims, ATTENTION_TYPES, full_every=config.integer("sliding_window_pattern", default=4))
+    window = config.optional_integer("sliding_window") if "sliding_window" in config.values else 4096
+    turning = dims.head_dim if window is not None else 0
+    by_kind = {
+        "full_attention": {"rotary_dim": 0},
+        "sliding_attention": {"sliding_window": window, "rotary_dim": turning},
+    }
+    return _side_by_side(config, dims, kinds=kinds, by_kind=by_kind)
+
+
+def _side_by_side(config: Fields, dims: Dims, *, attention: dict[str, Any] | None = None, **kinds: Any) -> Decoder:
+    return llama_like(
+        dims,
+        act=config.text("hidden_act", default="silu"),
+        norm="layer_fp32",
+        layout="parallel_onto_residual",
+        norms=("input_layernorm",),
+        attention={"rotary_style": "in_fp32", **attention_dropout(config), **(attention or {})},
+        decoder={"logit_scale": True},
+        **kinds,
+    )
+
+
+FAMILIES = {"cohere": Family(cohere, cohere_decoder), "cohere2": Family(cohere2, cohere2_decoder)}

@@ -36,10 +36,12 @@ class Attention:
         q, k, v, out: Paths of the projections.
         fused: Path of one projection that gives q, k and v together; then q, k and v are empty.
         fused_layout: How the fused output is taken apart: `slices` (q, k, v by indexing), `split` (by torch.split or chunk),
-            `falcon` and `falcon_multi_query` (keys and values by fancy indexing; the former broadcast to all heads).
+            `picked` and `multi_query` (Falcon: k and v by a list of indices; the former broadcast to all heads).
         scales_queries: Queries are multiplied by a constant before the kernel sees them (OPT); eager scores still are.
         rotary_dim: Elements of a head that are rotated; 0 without rotary positions.
         rotary_table: Which of the decoder's rotary tables turns it.
+        rotary_positions: Positions that the attention keeps tables of and copies in every layer (GPT-J); else 0.
+        clips: The fused output is clamped (MPT's `clip_qkv`).
         rotary_style: How the family spells it, as in `planner.operations.rotary`.
         q_norm, k_norm: Normalisations of queries and keys; `width` tells whether by head or over all heads.
         norms_each: Each of these follows its projection (Qwen-3), instead of both following all three (Gemma-3).
@@ -48,7 +50,9 @@ class Attention:
         plain_softmax: Eager scores go through softmax in their own dtype, which only autocast makes fp32 (GPT-2).
         sliding_window: Tokens that a query looks back; None for all.
         alibi: Positions enter as a bias on the scores.
+        alibi_length: Tokens that the bias is made for, where that is not the batch's length (MPT); else 0.
         forces_eager: The family has no other kernel than its own Python one.
+        style: The attention module where it is not Llama's with other fields, as in `planner.operations.decoder`.
     """
 
     heads: int
@@ -63,6 +67,8 @@ class Attention:
     scales_queries: bool = False
     rotary_dim: int = 0
     rotary_table: int = 0
+    rotary_positions: int = 0
+    clips: bool = False
     rotary_style: str = "whole"
     q_norm: NormSpec | None = None
     k_norm: NormSpec | None = None
@@ -72,7 +78,9 @@ class Attention:
     plain_softmax: bool = False
     sliding_window: int | None = None
     alibi: bool = False
+    alibi_length: int = 0
     forces_eager: bool = False
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,10 @@ class Moe:
         routing: How the router chooses and weighs, as in `planner.operations.routers`.
         normalised: Whether the chosen weights are divided by their sum.
         scaled: Whether they are multiplied by a constant.
-        groups: Groups of experts of which some are closed to a token; 1 for none.
+        groups, open_groups: Groups of experts, and how many of them are open to a token.
         gating: How gate and up meet, as in `planner.operations.experts`.
+        transposed: Whether the stacks lie the other way round, [E, d, 2f] and [E, f, d].
+        jitter: How often the block multiplies its input by noise, in place.
         shared: A dense block beside the experts (Qwen2-MoE, DeepSeek).
         shared_gate: Path of the sigmoid gate on the shared block; empty without.
     """
@@ -131,7 +141,10 @@ class Moe:
     normalised: bool = False
     scaled: bool = False
     groups: int = 1
+    open_groups: int = 1
     gating: str = "halves"
+    transposed: bool = False
+    jitter: int = 0
     shared: Mlp | None = None
     shared_gate: str = ""
 
@@ -145,11 +158,13 @@ class Layer:
         attention: Its attention.
         mlp: Its feed-forward block.
         layout: How norms and residuals go: `pre` (Llama), `post` (OLMo-2: norm after each block), `sandwich` (Gemma-2: before and
-            after), `parallel` (one input norm or two, one sum); others as `planner.operations.gpt` has them.
+            after), `parallel` (Phi: one norm, both blocks side by side), `parallel_onto_residual` (Cohere: the same, summed in another
+            order), `stablelm` (`pre` with other names kept); others as `planner.operations.gpt` has them.
         norms: In the order of use. pre: attention, mlp. post: after attention, after mlp. sandwich: before and after attention,
-            before and after mlp. parallel: attention, and the mlp's own if it has one.
+            before and after mlp. parallel: one for both.
         dropout: Dropout on each block's output before the residual sum.
         residual_scale: Block outputs are multiplied by a constant before the sum (Granite).
+        returns_weights: The layer returns its attention weights too, which the loop keeps until the next one returns.
     """
 
     attention: Attention
@@ -158,6 +173,7 @@ class Layer:
     norms: tuple[NormSpec, ...]
     dropout: float = 0.0
     residual_scale: bool = False
+    returns_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,8 +198,11 @@ class Decoder:
         logit_softcap: Logits pass through tanh (Gemma-2).
         logit_scale: Logits are multiplied by a constant (Cohere, Granite).
         rotary_dim: Width of the rotary tables; 0 without.
+        table_style: What a set of them is, as in `planner.operations.rotary`: `doubled` cosines and sines (Llama), `single` (gpt-oss), or
+            `complex` numbers (DeepSeek-V2, Llama-4).
         rotary_in_fp32: The rotary tables are not cast to the hidden states' dtype (OLMo).
         rotary_tables: How many sets of them there are (Gemma-3: local and global).
+        always_masked: The mask is made even where sdpa could do without (Falcon).
         supports_sdpa: Whether the family has it (Gemma-2 has not: eager takes its place).
     """
 
@@ -205,6 +224,8 @@ class Decoder:
     logit_softcap: bool = False
     logit_scale: bool = False
     rotary_dim: int = 0
+    table_style: str = "doubled"
     rotary_in_fp32: bool = False
     rotary_tables: int = 1
+    always_masked: bool = False
     supports_sdpa: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.architecture.blocks import norms, rotary, whole_heads
+from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
@@ -51,4 +52,50 @@ def _norm_names(config: Fields) -> tuple[str, ...]:
     return ("input_layernorm",)
 
 
-FAMILIES = {"falcon": Family(falcon)}
+def decoder(config: Fields) -> Decoder:
+    """FalconForCausalLM's structure."""
+    hidden, heads = config.integer("n_embed", "hidden_size"), config.integer("num_attention_heads")
+    head_dim, is_new = whole_heads(config, hidden, heads), config.flag("new_decoder_architecture", default=False)
+    alibi = config.flag("alibi", default=False)
+    multi_query = not is_new and config.flag("multi_query", default=True)
+    kv_heads = config.integer("num_kv_heads", default=heads) if is_new else 1 if multi_query else heads
+    parallel = config.flag("parallel_attn", default=True)
+    names = _norm_names(config) if parallel else ("input_layernorm", "post_attention_layernorm")
+    layer = Layer(
+        attention=Attention(
+            heads,
+            kv_heads,
+            head_dim,
+            fused="self_attention.query_key_value",
+            fused_layout="picked" if is_new else "multi_query" if multi_query else "slices",
+            out="self_attention.dense",
+            rotary_dim=0 if alibi else head_dim,
+            dropout=config.number("attention_dropout", default=0.0),
+            alibi=alibi,
+            style="falcon",
+        ),
+        mlp=Mlp(
+            config.integer("ffn_hidden_size", default=4 * hidden),
+            config.text("activation", default="gelu"),
+            gate="",
+            up="mlp.dense_h_to_4h",
+            down="mlp.dense_4h_to_h",
+        ),
+        layout="falcon" if parallel else "falcon_sequential",
+        norms=tuple(NormSpec(name, "layer", hidden) for name in names),
+        dropout=config.number("hidden_dropout", default=0.0),
+        returns_weights=True,
+    )
+    return Decoder(
+        hidden_size=hidden,
+        vocab_size=config.integer("vocab_size"),
+        layers=(layer,) * config.layers("num_hidden_layers"),
+        layer_prefix="transformer.h.*.",
+        embedding="transformer.word_embeddings",
+        norm=NormSpec("transformer.ln_f", "layer", hidden),
+        rotary_dim=head_dim,
+        always_masked=True,
+    )
+
+
+FAMILIES = {"falcon": Family(falcon, decoder)}

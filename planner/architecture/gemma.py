@@ -13,8 +13,10 @@ from planner.architecture.blocks import (
     read_dims,
     rotary,
 )
+from planner.architecture.decoder import Decoder, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.structures import ATTENTION_TYPES, attention_dropout, given, llama_like, windows
 from planner.architecture.table import Table
 
 # The published text configs of Gemma 3 leave out what equals the class's defaults.
@@ -48,7 +50,7 @@ def gemma2_text(config: Fields, model: Table) -> Dims:
         transformers@5.23.0, models/gemma2/modeling_gemma2.py, Gemma2Model.
     """
     dims = read_dims(config, kv_heads=4, head_dim=256, tied=True, strict=True)
-    layer_types(config, dims, ("full_attention", "sliding_attention"), full_every=2)
+    layer_types(config, dims, ATTENTION_TYPES, full_every=2)
     _layers(config, model, dims, *_FOUR_NORMS)
     rotary(model, config, dims.head_dim)
     return dims
@@ -61,11 +63,7 @@ def gemma3_text(config: Fields, model: Table) -> Dims:
     Source:
         transformers@5.23.0, models/gemma3/modeling_gemma3.py, Gemma3TextModel, Gemma3RotaryEmbedding.
     """
-    given = {name: value for name, value in config.values.items() if value is not None}
-    config = Fields({**_GEMMA3_DEFAULTS, **given}, path=config.path)
-    dims = read_dims(config, kv_heads=4, head_dim=256, tied=True, strict=True)
-    every = config.integer("sliding_window_pattern", default=6)
-    kinds = layer_types(config, dims, ("full_attention", "sliding_attention"), full_every=every)
+    config, dims, kinds = _gemma3_config(config)
     _layers(config, model, dims, *_FOUR_NORMS, qk_norm=True)
     scaling = config.section("rope_scaling", default={}).values
     tables = config.section("rope_parameters", default={})
@@ -75,6 +73,14 @@ def gemma3_text(config: Fields, model: Table) -> Dims:
         own.update(scaling if kind == "full_attention" else {})
         rotary(model, Fields({"rope_parameters": own}, path=config.path), dims.head_dim, kinds=[kind])
     return dims
+
+
+def _gemma3_config(config: Fields) -> tuple[Fields, Dims, list[str]]:
+    """The config with its class's defaults, its sizes, and the kind of each layer."""
+    config = Fields({**_GEMMA3_DEFAULTS, **given(config)}, path=config.path)
+    dims = read_dims(config, kv_heads=4, head_dim=256, tied=True, strict=True)
+    every = config.integer("sliding_window_pattern", default=6)
+    return config, dims, layer_types(config, dims, ATTENTION_TYPES, full_every=every)
 
 
 _FOUR_NORMS = (
@@ -112,8 +118,74 @@ def gemma3(config: Fields, out: Table) -> None:
     head(out, gemma3_text(config, out.within("model.")))
 
 
+_ACT = "gelu_pytorch_tanh"
+
+
+def gemma_decoder(config: Fields) -> Decoder:
+    """GemmaForCausalLM's structure: Llama's with a scaled embedding and other norms."""
+    dims = read_dims(config, kv_heads=16, head_dim=256, tied=True)
+    return llama_like(
+        dims, act=_ACT, norm="rms_plus_one", attention=attention_dropout(config), decoder={"embedding_scale": True}
+    )
+
+
+def gemma2_decoder(config: Fields) -> Decoder:
+    """
+    Gemma2ForCausalLM's structure: norms around each block, every second layer with a window, capped scores and logits.
+
+    Source:
+        transformers@5.23.0, models/gemma2/modeling_gemma2.py, Gemma2DecoderLayer, Gemma2ForCausalLM; `_supports_sdpa` is False.
+    """
+    dims = read_dims(config, kv_heads=4, head_dim=256, tied=True, strict=True)
+    window = config.optional_integer("sliding_window") if "sliding_window" in config.values else 4096
+    softcap = "attn_logit_softcapping" in config or "attn_logit_softcapping" not in config.values
+    return llama_like(
+        dims,
+        act=config.text("hidden_activation", default=_ACT),
+        norm="rms_plus_one",
+        layout="sandwich",
+        norms=_FOUR_NORMS,
+        attention={"softcap": softcap, **attention_dropout(config)},
+        decoder={"embedding_scale": True, "logit_softcap": _caps_logits(config, default=True), "supports_sdpa": False},
+        kinds=layer_types(config, dims, ATTENTION_TYPES, full_every=2),
+        by_kind=windows(window),
+    )
+
+
+def gemma3_decoder(config: Fields, *, prefix: str = "model.") -> Decoder:
+    """
+    Gemma3ForCausalLM's structure: Gemma-2's with normed heads instead of caps, and rotary tables for each kind of layer.
+
+    Source:
+        transformers@5.23.0, models/gemma3/modeling_gemma3.py, Gemma3Attention, Gemma3TextModel.forward.
+    """
+    config, dims, kinds = _gemma3_config(config)
+    window = config.optional_integer("sliding_window") if "sliding_window" in config.values else 4096
+    q_norm, k_norm = (NormSpec(f"self_attn.{name}", "rms_plus_one", dims.head_dim) for name in ("q_norm", "k_norm"))
+    present = sorted(set(kinds))
+    by_kind = {kind: {**own, "rotary_table": present.index(kind)} for kind, own in windows(window).items() if kind in present}
+    return llama_like(
+        dims,
+        prefix=prefix,
+        act=config.text("hidden_activation", default=_ACT),
+        norm="rms_plus_one",
+        layout="sandwich",
+        norms=_FOUR_NORMS,
+        attention={"q_norm": q_norm, "k_norm": k_norm, **attention_dropout(config)},
+        decoder={"embedding_scale": True, "logit_softcap": _caps_logits(config, default=False), "rotary_tables": len(present)},
+        kinds=kinds,
+        by_kind=by_kind,
+    )
+
+
+def _caps_logits(config: Fields, *, default: bool) -> bool:
+    """Whether logits pass through tanh; `null` says no, where the class's default says yes."""
+    name = "final_logit_softcapping"
+    return name in config or (default and name not in config.values)
+
+
 FAMILIES = {
-    "gemma": Family(gemma),
-    "gemma2": Family(gemma2),
-    "gemma3_text": Family(gemma3),
+    "gemma": Family(gemma, gemma_decoder),
+    "gemma2": Family(gemma2, gemma2_decoder),
+    "gemma3_text": Family(gemma3, gemma3_decoder),
 }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from planner.architecture.blocks import attention, experts, gated_mlp, head, head_norms, norms, read_dims, rotary, router
+from planner.architecture.blocks import attention, experts, gated_mlp, head, head_norms, norms, read_dims, rotary, rotary_frequencies, router
+from planner.architecture.decoder import Decoder, Moe
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.qwen import normed_heads
+from planner.architecture.routed import shared_expert, with_experts
+from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
 
 
@@ -37,4 +41,35 @@ def table(config: Fields, out: Table) -> None:
     head(out, dims)
 
 
-FAMILIES = {"glm4_moe": Family(table)}
+def decoder(config: Fields) -> Decoder:
+    """
+    Glm4MoeForCausalLM's structure: half of each head turns; dense layers, then experts beside one for all tokens.
+
+    Source:
+        transformers@5.23.0, models/glm4_moe/modeling_glm4_moe.py, Glm4MoeAttention, Glm4MoeMoE.
+    """
+    dims = read_dims(config, kv_heads=8)
+    act, width = config.text("hidden_act", default="silu"), config.integer("moe_intermediate_size", default=1408)
+    normed = normed_heads(dims) if config.flag("use_qk_norm", default=False) else {}
+    dense = llama_like(
+        dims,
+        act=act,
+        rotary_dim=2 * rotary_frequencies(config, dims.head_dim, partial=0.5),
+        attention={**normed, "norms_each": False, "rotary_style": "parts", **attention_dropout(config)},
+    )
+    moe = Moe(
+        config.integer("n_routed_experts", "num_local_experts", default=128),
+        config.integer("num_experts_per_tok", default=8),
+        width,
+        act,
+        routing="deepseek_v3",
+        normalised=config.flag("norm_topk_prob", default=True),
+        groups=config.integer("n_group", default=1),
+        open_groups=config.integer("topk_group", default=1),
+        shared=shared_expert(width * config.integer("n_shared_experts", default=1), act, "mlp.shared_experts"),
+    )
+    first = config.integer("first_k_dense_replace", default=1, minimum=0)
+    return with_experts(dense, moe, range(first, dims.layers))
+
+
+FAMILIES = {"glm4_moe": Family(table, decoder)}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from planner.architecture.blocks import attention, head, layer_types, norms, read_dims, rotary
+from planner.architecture.decoder import Decoder, Moe
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.routed import with_experts
+from planner.architecture.structures import ATTENTION_TYPES, attention_dropout, llama_like, windows
 from planner.architecture.table import Table
 
 
@@ -36,4 +39,37 @@ def gpt_oss(config: Fields, out: Table) -> None:
     head(out, dims)
 
 
-FAMILIES = {"gpt_oss": Family(gpt_oss)}
+def decoder(config: Fields) -> Decoder:
+    """
+    GptOssForCausalLM's structure: windows in every other layer, a sink beside the scores, experts with biases in every layer.
+
+    Source:
+        transformers@5.23.0, models/gpt_oss/modeling_gpt_oss.py, GptOssAttention, GptOssMLP; it supports eager and FlashAttention-3.
+    """
+    dims = read_dims(config, kv_heads=8, head_dim=64)
+    kinds = layer_types(config, dims, ATTENTION_TYPES, full_every=2)
+    window = config.optional_integer("sliding_window") if "sliding_window" in config.values else 128
+    dense = llama_like(
+        dims,
+        norm="rms_fp32_weight",
+        attention={"style": "gpt_oss", "rotary_style": "halves", **attention_dropout(config)},
+        decoder={"supports_sdpa": False, "table_style": "single"},
+        kinds=kinds,
+        by_kind=windows(window),
+    )
+    moe = Moe(
+        config.integer("num_local_experts", "num_experts", default=128),
+        config.integer("num_experts_per_tok", default=4),
+        dims.width,
+        "silu",
+        router="mlp.router.weight",
+        gate_up_bias="mlp.experts.gate_up_proj_bias",
+        down_bias="mlp.experts.down_proj_bias",
+        routing="gpt_oss",
+        gating="gpt_oss",
+        transposed=True,
+    )
+    return with_experts(dense, moe)
+
+
+FAMILIES = {"gpt_oss": Family(gpt_oss, decoder)}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from planner.architecture.blocks import Dims, attention, gated_mlp, head, head_norms, norms, read_dims, rotary
+from planner.architecture.blocks import Dims, attention, gated_mlp, head, head_norms, layer_types, norms, read_dims, rotary
 from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
-from planner.architecture.structures import llama_like
+from planner.architecture.structures import ATTENTION_TYPES, attention_dropout, given, llama_like
 from planner.architecture.table import Table
 
 
@@ -107,19 +107,62 @@ def smollm3(config: Fields, out: Table) -> None:
 
 def llama_decoder(config: Fields) -> Decoder:
     """LlamaForCausalLM's structure."""
-    return llama_like(read_dims(config, strict=True), act=config.text("hidden_act", default="silu"))
+    return llama_like(read_dims(config, strict=True), act=config.text("hidden_act", default="silu"), attention=attention_dropout(config))
 
 
 def mistral_decoder(config: Fields) -> Decoder:
     """MistralForCausalLM's structure: Llama's, with a window."""
     window = config.optional_integer("sliding_window") if "sliding_window" in config.values else 4096
     act = config.text("hidden_act", default="silu")
-    return llama_like(read_dims(config, kv_heads=8), act=act, attention={"sliding_window": window})
+    return llama_like(read_dims(config, kv_heads=8), act=act, attention={"sliding_window": window, **attention_dropout(config)})
+
+
+def granite_decoder(config: Fields) -> Decoder:
+    """
+    GraniteForCausalLM's structure: Llama's, with constants times the embedding, each block's output and the logits.
+
+    Source:
+        transformers@5.23.0, models/granite/modeling_granite.py, GraniteModel, GraniteDecoderLayer, GraniteForCausalLM.forward.
+    """
+    return llama_like(
+        read_dims(config),
+        act=config.text("hidden_act", default="silu"),
+        attention=attention_dropout(config),
+        layer={"residual_scale": True},
+        decoder={"embedding_multiplier": True, "logit_scale": True},
+    )
+
+
+def smollm3_decoder(config: Fields) -> Decoder:
+    """
+    SmolLM3ForCausalLM's structure: Llama's, but that some layers turn nothing, and these may have a window.
+
+    Source:
+        transformers@5.23.0, models/smollm3/modeling_smollm3.py, SmolLM3Attention; configuration_smollm3.py.
+    """
+    dims = read_dims(config, kv_heads=4, tied=True)
+    every = config.integer("no_rope_layer_interval", default=4)
+    turns = config.integers("no_rope_layers", default=[int((i + 1) % every != 0) for i in range(dims.layers)])
+    window = config.optional_integer("sliding_window") if config.flag("use_sliding_window", default=False) else None
+    by_default = ["full_attention" if window is None or turns[i] else "sliding_attention" for i in range(dims.layers)]
+    reach = layer_types(Fields({"layer_types": by_default, **given(config)}, path=config.path), dims, ATTENTION_TYPES)
+    by_kind = {
+        f"{kind} {turned}": {"sliding_window": window if kind == "sliding_attention" else None, "rotary_dim": dims.head_dim * turned}
+        for kind in ATTENTION_TYPES
+        for turned in (0, 1)
+    }
+    return llama_like(
+        dims,
+        act=config.text("hidden_act", default="silu"),
+        attention=attention_dropout(config),
+        kinds=[f"{kind} {int(bool(turned))}" for kind, turned in zip(reach, turns)],
+        by_kind=by_kind,
+    )
 
 
 FAMILIES = {
     "llama": Family(llama, llama_decoder),
     "mistral": Family(mistral, mistral_decoder),
-    "granite": Family(granite),
-    "smollm3": Family(smollm3),
+    "granite": Family(granite, granite_decoder),
+    "smollm3": Family(smollm3, smollm3_decoder),
 }

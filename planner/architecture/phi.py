@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from planner.architecture.blocks import (
     Dims,
     attention,
@@ -16,8 +18,11 @@ from planner.architecture.blocks import (
     rotary_frequencies,
     whole_heads,
 )
+from planner.architecture.decoder import Decoder, Moe, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.routed import with_experts
+from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
 from planner.errors import InvalidConfigError
 
@@ -103,8 +108,82 @@ def phimoe(config: Fields, out: Table) -> None:
     head(out, dims, bias=config.flag("lm_head_bias", default=False))
 
 
+def phi_decoder(config: Fields) -> Decoder:
+    """
+    PhiForCausalLM's structure: attention and a plain MLP side by side behind one norm; a part of each head turns.
+
+    Source:
+        transformers@5.23.0, models/phi/modeling_phi.py, PhiAttention, PhiDecoderLayer, PhiModel.
+    """
+    dims = read_dims(config)
+    attention: dict[str, Any] = {"out": "self_attn.dense", "rotary_style": "parts_kept", **attention_dropout(config)}
+    if config.flag("qk_layernorm", default=False):
+        q_norm, k_norm = (NormSpec(f"self_attn.{name}", "layer", dims.head_dim) for name in ("q_layernorm", "k_layernorm"))
+        attention |= {"q_norm": q_norm, "k_norm": k_norm}
+    return llama_like(
+        dims,
+        act=config.text("hidden_act", default="gelu_new"),
+        norm="layer",
+        layout="parallel",
+        norms=("input_layernorm",),
+        rotary_dim=2 * rotary_frequencies(config, dims.head_dim, partial=0.5),
+        attention=attention,
+        mlp={"gate": "", "up": "mlp.fc1", "down": "mlp.fc2"},
+        layer={"dropout": config.number("resid_pdrop", default=0.0)},
+        decoder={
+            "norm": NormSpec("model.final_layernorm", "layer", dims.hidden),
+            "dropout": config.number("embd_pdrop", default=0.0),
+        },
+    )
+
+
+def phi3_decoder(config: Fields) -> Decoder:
+    """
+    Phi3ForCausalLM's structure: Llama's with fused projections, a window, and dropout on each block's output.
+
+    Source:
+        transformers@5.23.0, models/phi3/modeling_phi3.py, Phi3Attention, Phi3MLP, Phi3DecoderLayer.
+    """
+    dims = read_dims(config)
+    return llama_like(
+        dims,
+        act=config.text("hidden_act", default="silu"),
+        rotary_dim=2 * rotary_frequencies(config, dims.head_dim, partial=1.0),
+        attention={
+            "fused": "self_attn.qkv_proj",
+            "rotary_style": "part_by_part",
+            "sliding_window": config.optional_integer("sliding_window"),
+            **attention_dropout(config),
+        },
+        mlp={"fused": "mlp.gate_up_proj"},
+        layer={"dropout": config.number("resid_pdrop", default=0.0)},
+    )
+
+
+def phimoe_decoder(config: Fields) -> Decoder:
+    """
+    PhimoeForCausalLM's structure: Llama's with LayerNorms, two sampled experts in every layer.
+
+    Source:
+        transformers@5.23.0, models/phimoe/modeling_phimoe.py, PhimoeDecoderLayer, PhimoeSparseMoeBlock; the jitter is applied twice.
+    """
+    dims = read_dims(config, kv_heads=8)
+    act = config.text("hidden_act", default="silu")
+    attention = {"sliding_window": config.optional_integer("sliding_window"), **attention_dropout(config)}
+    moe = Moe(
+        config.integer("num_local_experts", "num_experts", default=16),
+        2,  # sparsemixer chooses two, whatever num_experts_per_tok says
+        dims.width,
+        act,
+        router="mlp.router",
+        routing="sparsemixer",
+        jitter=2 * int(config.number("input_jitter_noise", default=0.0) > 0),
+    )
+    return with_experts(llama_like(dims, act=act, norm="layer", attention=attention), moe)
+
+
 FAMILIES = {
-    "phi": Family(phi),
-    "phi3": Family(phi3),
-    "phimoe": Family(phimoe),
+    "phi": Family(phi, phi_decoder),
+    "phi3": Family(phi3, phi3_decoder),
+    "phimoe": Family(phimoe, phimoe_decoder),
 }

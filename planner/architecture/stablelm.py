@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.architecture.blocks import attention, gated_mlp, head, read_dims, rotary, whole_heads
+from planner.architecture.blocks import attention, gated_mlp, head, read_dims, rotary, rotary_frequencies, whole_heads
+from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
+from planner.errors import UnsupportedModelError
 
 
 def stablelm(config: Fields, out: Table) -> None:
@@ -36,4 +39,31 @@ def stablelm(config: Fields, out: Table) -> None:
     head(out, dims)
 
 
-FAMILIES = {"stablelm": Family(stablelm)}
+def decoder(config: Fields) -> Decoder:
+    """
+    StableLmForCausalLM's structure.
+
+    Source:
+        transformers@5.23.0, models/stablelm/modeling_stablelm.py, StableLmAttention, StableLmDecoderLayer.
+
+    Raises:
+        UnsupportedModelError: It norms each head of query and key by a module of its own (12B).
+    """
+    if config.flag("qk_layernorm", default=False):
+        raise UnsupportedModelError("this StableLM norms every head by itself (`qk_layernorm`); the closed form does not know that step")
+    dims = read_dims(config, kv_heads=32)
+    dims = replace(dims, head_dim=whole_heads(config, dims.hidden, dims.heads))
+    parallel = config.flag("use_parallel_residual", default=False)
+    return llama_like(
+        dims,
+        act=config.text("hidden_act", default="silu"),
+        norm="layer",
+        layout="parallel_onto_residual" if parallel else "stablelm",
+        norms=("input_layernorm",) if parallel else ("input_layernorm", "post_attention_layernorm"),
+        rotary_dim=2 * rotary_frequencies(config, dims.head_dim, partial=0.25),
+        attention={"rotary_style": "parts_kept", **attention_dropout(config)},
+        mlp={"dropout": config.number("hidden_dropout", default=0.0)},
+    )
+
+
+FAMILIES = {"stablelm": Family(stablelm, decoder)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from planner.architecture.blocks import attention, head, norms, plain_mlp, read_dims, rotary
+from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
 
 
@@ -27,4 +29,23 @@ def starcoder2(config: Fields, out: Table) -> None:
     head(out, dims)
 
 
-FAMILIES = {"starcoder2": Family(starcoder2)}
+def decoder(config: Fields) -> Decoder:
+    """
+    Starcoder2ForCausalLM's structure.
+
+    Source:
+        transformers@5.23.0, models/starcoder2/modeling_starcoder2.py, Starcoder2Attention, Starcoder2MLP, Starcoder2Model.
+    """
+    dims = read_dims(config, kv_heads=2, tied=True)
+    return llama_like(
+        dims,
+        act=config.text("hidden_act", default="gelu_pytorch_tanh"),
+        norm="layer",
+        attention={"sliding_window": config.optional_integer("sliding_window"), **attention_dropout(config)},
+        mlp={"gate": "", "up": "mlp.c_fc", "down": "mlp.c_proj"},
+        layer={"dropout": config.number("residual_dropout", default=0.0)},
+        decoder={"dropout": config.number("embedding_dropout", default=0.0)},
+    )
+
+
+FAMILIES = {"starcoder2": Family(starcoder2, decoder)}

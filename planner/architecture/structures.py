@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from planner.architecture.blocks import Dims
 from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
+from planner.architecture.fields import Fields
+
+ATTENTION_TYPES = ("full_attention", "sliding_attention")
+
+
+def given(config: Fields) -> dict[str, Any]:
+    """The fields that have a value."""
+    return {name: value for name, value in config.values.items() if value is not None}
+
+
+def attention_dropout(config: Fields) -> dict[str, Any]:
+    """Dropout on the attention weights, under the name that most families use."""
+    return {"dropout": config.number("attention_dropout", default=0.0)}
+
+
+def windows(window: int | None) -> dict[str, dict[str, Any]]:
+    """What differs between layers that see everything and layers with a window, of families that alternate them."""
+    return {"full_attention": {}, "sliding_attention": {"sliding_window": window}}
 
 
 def llama_like(
@@ -23,9 +42,11 @@ def llama_like(
     mlp: dict[str, Any] | None = None,
     layer: dict[str, Any] | None = None,
     decoder: dict[str, Any] | None = None,
+    kinds: Sequence[str] | None = None,
+    by_kind: Mapping[str, dict[str, Any]] | None = None,
 ) -> Decoder:
     """
-    A decoder whose layers are all alike and named as Llama's.
+    A decoder whose layers are named as Llama's, and alike but for their attention.
 
     Args:
         dims: Its sizes.
@@ -37,6 +58,8 @@ def llama_like(
         norms: Names of a layer's norms, in the order of use.
         rotary_dim: Rotated elements of a head; None for all.
         attention, mlp, layer, decoder: Fields of the respective structure that differ.
+        kinds: The kind of each layer; None where there is one.
+        by_kind: Fields of the attention that differ by kind.
     """
     rotated = dims.head_dim if rotary_dim is None else rotary_dim
     block = Layer(
@@ -45,10 +68,12 @@ def llama_like(
         layout=layout,
         norms=tuple(NormSpec(name, norm, dims.hidden) for name in norms),
     )
+    block = replace(block, **(layer or {}))
+    of_kind = {kind: replace(block, attention=replace(block.attention, **own)) for kind, own in (by_kind or {}).items()}
     structure = Decoder(
         hidden_size=dims.hidden,
         vocab_size=dims.vocab,
-        layers=(replace(block, **(layer or {})),) * dims.layers,
+        layers=tuple(of_kind[kind] for kind in kinds) if kinds else (block,) * dims.layers,
         layer_prefix=prefix + "layers.*.",
         embedding=prefix + "embed_tokens",
         norm=NormSpec(prefix + "norm", norm, dims.hidden),

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 EXIT_WRONG_REQUEST, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
-REPORT_TO = "https://github.com/qplan/qplan/issues"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,8 +51,8 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get("QPLAN_DEBUG"):
             raise
         return _refuse(
-            f"qplan failed where it should not: {type(error).__name__}: {error}",
-            f"this is a bug; please report it with the command at {REPORT_TO} (QPLAN_DEBUG=1 shows where)",
+            f"qplan failed where it should not: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "this is a bug; please report the command, and the traceback that QPLAN_DEBUG=1 prints",
             EXIT_BUG,
         )
     return code if isinstance(code, int) else 0

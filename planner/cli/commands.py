@@ -15,6 +15,13 @@ from planner.errors import QplanError
 
 NAMES = ("estimate", "compare", "gpus", "models")
 
+EXAMPLES = {
+    "estimate": "Example: qplan estimate meta-llama/Llama-2-70b-hf --rank 16 --gpu a6000",
+    "compare": "Example: qplan compare meta-llama/Llama-2-7b-hf mistralai/Mistral-7B-v0.1 --seq-len 2048",
+    "gpus": "Example: qplan gpus meta-llama/Llama-3.1-8B --method lora",
+    "models": "Example: qplan models qwen3 8b",
+}
+
 # The base of what the parser raises: it is public under no name of its own, but BadParameter is, and this is its grandparent.
 ParserError: type[Any] = typer.BadParameter.__mro__[2]
 
@@ -80,7 +87,9 @@ class Commands(_Unvalidated, TyperGroup):
         if cmd_name not in NAMES:
             return None
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(cmd_name, cls=Command)(getattr(import_module(f"planner.cli.{cmd_name}"), cmd_name))
+        single.command(cmd_name, cls=Command, epilog=EXAMPLES[cmd_name])(
+            getattr(import_module(f"planner.cli.{cmd_name}"), cmd_name)
+        )
         return get_command(single)
 
 

@@ -16,11 +16,12 @@ from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
 from planner.device import Device
 from planner.dtypes import DType
+from planner.engines.loading import unsplit_bytes
 from planner.engines.resting import Resting, rest
 from planner.engines.step import run_step
 from planner.engines.traps import Trap, find_traps
 from planner.errors import UnsupportedModelError
-from planner.ledger import Ledger, Phase, Rows, Span
+from planner.ledger import Category, Ledger, Phase, Rows, Span
 from planner.preparation import Preparation, prepare
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
@@ -118,10 +119,19 @@ def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack, capability: tuple
         known = behaviours(stack, recipe)
         decoder = decoder_of(spec)
         preparation = prepare(spec, recipe, known)
-        found = _foundations[key] = (known, decoder, preparation, rest(spec, preparation, recipe, capability))
+        found = _foundations[key] = (known, decoder, preparation, _resting(spec, preparation, recipe, known, capability))
         if len(_foundations) > _MAX_FOUNDATIONS:
             _foundations.popitem(last=False)
     return found
+
+
+def _resting(
+    spec: ModelSpec, preparation: Preparation, recipe: Recipe, known: Behaviours, capability: tuple[int, int]
+) -> Resting:
+    out = rest(spec, preparation, recipe, capability)
+    name = "remainders that the allocator does not split off weights"
+    out.add(name, Category.PARAMETER, unsplit_bytes(preparation, recipe, known), formula="loading replayed through the allocator")
+    return out
 
 
 def decoder_of(spec: ModelSpec) -> Decoder:

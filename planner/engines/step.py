@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from planner.architecture.decoder import Decoder, Layer, NormSpec
+from planner.architecture.decoder import Attention, Decoder, Layer, NormSpec
 from planner.dtypes import DType
 from planner.engines.resting import Resting
 from planner.formulas.blocks import total_allocated
@@ -20,13 +20,13 @@ from planner.operations.head import chunked_loss, full_loss, logits
 from planner.operations.linear import Linear, Lora
 from planner.operations.lora import linear
 from planner.operations.norm import Norm
-from planner.operations.rotary import rotary_tables
+from planner.operations.rotary import TABLES
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.spec import ModuleKind
 from planner.stack import Behaviours
-from planner.tensors import Storage, Tensor
+from planner.tensors import Leaf, Storage, Tensor
 
 
 def run_step(
@@ -104,6 +104,8 @@ class _Step:
         positions = self.positions(x)
         for region, repeat, index in self.schedule(x.requires_grad):
             x = self.run_layer(region, repeat, x, index, positions[id(decoder.layers[index])])
+        for found in positions.values():
+            found.outputs, found.is_looping = None, False
         if decoder.norm is not None:
             x = normalise(t, decoder.norm, x, self.outer_norm(decoder.norm))
         if decoder.project_out:
@@ -124,7 +126,7 @@ class _Step:
         if decoder.embedding_scale:
             x = scale(t, x, "scaled embedding")
         if self.recipe.gradient_checkpointing and not x.requires_grad:
-            x.requires_grad = True
+            x = Leaf.of(x)
         if decoder.embedding_multiplier:
             x = scale(t, x, "multiplied embedding")
         if decoder.project_in:
@@ -163,12 +165,27 @@ class _Step:
         windows = dict.fromkeys(attention.sliding_window for attention in attentions.values())
         masks = {window: self.mask(x.dtype, window) for window in windows}
         width, dtype = decoder.rotary_dim, DType.FP32 if decoder.rotary_in_fp32 else x.dtype
-        tables = [rotary_tables(t, self.recipe.seq_len, width, dtype) for _ in range(decoder.rotary_tables if width else 0)]
+        make = TABLES[decoder.table_style]
+        tables = [make(t, self.recipe.seq_len, width, dtype) for _ in range(decoder.rotary_tables if width else 0)]
         found = {}
         for layer, attention in attentions.items():
             cos, sin = tables[attention.rotary_table] if tables else (None, None)
-            found[layer] = Positions(cos, sin, masks[attention.sliding_window], ids, unpads=bool(self.recipe.padding))
+            mask = masks[attention.sliding_window]
+            found[layer] = Positions(cos, sin, mask, ids, self.alibi(attention, x), unpads=bool(self.recipe.padding))
         return found
+
+    def alibi(self, attention: Attention, x: Tensor) -> Tensor | None:
+        """
+        Biases [H, 1, S] for every sequence (BLOOM, Falcon), or [H, 1, longest] in fp32 for all of them (MPT).
+
+        Source:
+            transformers@5.23.0, models/bloom/modeling_bloom.py BloomModel.forward; models/mpt/modeling_mpt.py build_mpt_alibi_tensor.
+        """
+        if not attention.alibi:
+            return None
+        if attention.alibi_length:
+            return self.t.new(attention.heads * attention.alibi_length, DType.FP32, "positional bias", Category.INPUT)
+        return self.t.new(self.tokens * attention.heads, x.dtype, "positional bias", Category.INPUT)
 
     def mask(self, dtype: DType, window: int | None) -> Tensor | None:
         """
@@ -186,7 +203,9 @@ class _Step:
             mask = t.new(numel, dtype, "causal mask", Category.INPUT)
             del boolean
             return mask
-        if implementation == "sdpa" and (recipe.padding or (window is not None and recipe.seq_len >= window)):
+        if implementation == "sdpa" and (
+            recipe.padding or self.decoder.always_masked or (window is not None and recipe.seq_len >= window)
+        ):
             return t.new(numel, DType.BOOL, "attention mask", Category.INPUT)
         return None
 
@@ -323,6 +342,8 @@ class _Step:
         if name not in self.owners:
             trained = row.trainable or row.saved_copy is not None
             self.owners[name] = self.leaf(module.weight_numel, row.saved_copy or row.dtype, trained)
+        else:
+            self.t.share(self.owners[name])
         return self.owners[name]
 
     def leaf(self, numel: int, dtype: DType, trainable: bool) -> Tensor:

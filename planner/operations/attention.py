@@ -62,20 +62,39 @@ class Shape:
 
 @dataclass
 class Positions:
-    """What a model computes once for all its layers of one kind: rotary cosines and sines, the mask, the position ids."""
+    """What a model computes once for all its layers of one kind: rotary cosines and sines, the mask, the position ids, ALiBi."""
 
     cos: Tensor | None = None
     sin: Tensor | None = None
     mask: Tensor | None = None
     ids: Tensor | None = None
+    alibi: Tensor | None = None
     unpads: bool = False
     """Whether the flash-attn package is given sequences without their padding, and gathers and scatters to do so."""
+    outputs: list[Tensor] | None = None
+    """What the loop over the layers keeps of the last one's outputs, its attention weights, while `is_looping`."""
+    is_looping: bool = True
 
 
-def attend(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, kernel: str, spec: Attention) -> Tensor:
-    """Softmax(q k^T) v by `eager`, `efficient`, `flash` (PyTorch's) or `flash_attention_2` (the package)."""
+def attend(
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Shape,
+    positions: Positions,
+    kernel: str,
+    spec: Attention,
+    held: list[Tensor] | None = None,
+) -> Tensor:
+    """
+    Softmax(q k^T) v by `eager`, `efficient`, `flash` (PyTorch's) or `flash_attention_2` (the package).
+
+    Eager attention returns its weights too, and `hidden_states, _ = self.self_attn(...)` keeps them until the layer returns: they go
+    into `held`.
+    """
     if kernel == "eager":
-        return _eager(t, q, k, v, shape, positions, spec)
+        return _eager(t, q, k, v, shape, positions, spec, held)
     is_fp32 = q.dtype is DType.FP32 and t.autocast is None
     if kernel == "efficient" or (kernel == "flash" and is_fp32):  # flash has no fp32 kernel
         return _efficient(t, q, k, v, shape, positions)
@@ -165,7 +184,9 @@ class _KernelBackward:
         return made
 
 
-def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, spec: Attention) -> Tensor:
+def _eager(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, spec: Attention, held: list[Tensor] | None
+) -> Tensor:
     """
     Scores as a tensor: product, scaling, mask, fp32 softmax, cast back, product with the values.
 
@@ -174,7 +195,7 @@ def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Po
     """
     k, v = repeat(t, k, shape.groups), repeat(t, v, shape.groups)
     keys_strided = (not shape.heads_first, shape.groups == 1 and not shape.heads_first)
-    weights = scale(t, _batched(t, q, k, shape, shape.scores, strided=keys_strided), "scaled scores")
+    weights = scale(t, batched(t, q, k, shape, shape.scores, strided=keys_strided), "scaled scores")
     if spec.softcap:
         from planner.operations.elementwise import activation_of_result
 
@@ -188,11 +209,13 @@ def _eager(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Po
     else:
         weights = t.cast(softmax(t, weights, DType.FP32), q.dtype, "attention weights")
     weights = dropout(t, weights, spec.dropout)
-    out = _batched(t, weights, v, shape, shape.tokens * shape.heads * shape.value_dim, strided=(False, shape.groups == 1))
+    if held is not None:
+        held.append(weights)
+    out = batched(t, weights, v, shape, shape.tokens * shape.heads * shape.value_dim, strided=(False, shape.groups == 1))
     return copy(t, out, "attention output")
 
 
-def _batched(t: Tape, a: Tensor, b: Tensor, shape: Shape, numel: int, strided: tuple[bool, bool]) -> Tensor:
+def batched(t: Tape, a: Tensor, b: Tensor, shape: Shape, numel: int, strided: tuple[bool, bool]) -> Tensor:
     """
     torch.matmul of 4-D operands: folded to bmm. An operand whose heads lie inside its tokens (strided) cannot be folded as a view
     for a batch above one, and is copied; bmm saves what it was given.
@@ -226,7 +249,7 @@ def softmax(t: Tape, x: Tensor, dtype: DType) -> Tensor:
     given = x.dtype
     if given is not DType.FP16:
         x = t.cast(x, dtype, "scores in fp32")
-    return _softmax_kernel(t, x, dtype)
+    return softmax_kernel(t, x, dtype)
 
 
 def plain_softmax(t: Tape, x: Tensor) -> Tensor:
@@ -238,10 +261,10 @@ def plain_softmax(t: Tape, x: Tensor) -> Tensor:
     """
     if t.autocast is not None:
         x = t.cast(x, DType.FP32, "scores in fp32")
-    return _softmax_kernel(t, x, x.dtype)
+    return softmax_kernel(t, x, x.dtype)
 
 
-def _softmax_kernel(t: Tape, x: Tensor, dtype: DType) -> Tensor:
+def softmax_kernel(t: Tape, x: Tensor, dtype: DType) -> Tensor:
     out = t.new(x.numel, dtype, "softmax")
     if t.tracks(x):
         result = x.dtype

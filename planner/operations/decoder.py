@@ -13,11 +13,13 @@ from planner.dtypes import DType
 from planner.operations.attention import Positions, Shape, attend
 from planner.operations.elementwise import act_fn, add, dropout, mul, part, scale, split
 from planner.operations.experts import Context, Parameter
-from planner.operations.gpt import GPT_LAYOUTS
+from planner.operations.families import ATTENTIONS, LAYOUTS
+from planner.operations.gpt_oss import sink_attention
 from planner.operations.linear import Linear
 from planner.operations.lora import linear
 from planner.operations.moe import moe
 from planner.operations.norm import Norm, norm
+from planner.operations.parallel import PARALLEL_LAYOUTS
 from planner.operations.rotary import JOINED, apply_rotary
 from planner.schedule import Tape
 from planner.tensors import Tensor
@@ -51,7 +53,11 @@ class Batch:
 
 def decoder_layer(t: Tape, x: Tensor, layer: Layer, weights: Weights, batch: Batch, positions: Positions) -> Tensor:
     """One layer: hidden states [T, d] in, hidden states out."""
-    return _LAYOUTS[layer.layout](Runner(t, layer, weights, batch, positions), x)
+    run = Runner(t, layer, weights, batch, positions)
+    out = _LAYOUTS[layer.layout](run, x)
+    if layer.returns_weights and positions.is_looping:
+        positions.outputs = run.held
+    return out
 
 
 class Runner:
@@ -59,6 +65,7 @@ class Runner:
 
     def __init__(self, t: Tape, layer: Layer, weights: Weights, batch: Batch, positions: Positions) -> None:
         self.t, self.layer, self.weights, self.batch, self.positions = t, layer, weights, batch, positions
+        self.held: list[Tensor] = []  # what the layer's own names keep until it returns
 
     def norm(self, spec: NormSpec, x: Tensor) -> Tensor:
         return normalise(self.t, spec, x, self.weights)
@@ -91,6 +98,8 @@ class Runner:
         Source:
             transformers@5.23.0, models/llama/modeling_llama.py, LlamaAttention.forward, and its siblings.
         """
+        if spec.style:
+            return _ATTENTIONS[spec.style](self, x, spec)
         t, batch = self.t, self.batch
         tokens = batch.size * batch.length
         q, k, v = self.projections(x, spec, tokens)
@@ -106,7 +115,7 @@ class Runner:
         by_head = spec.rotary_dim > 0 and spec.rotary_style in JOINED
         shape = Shape(batch.size, batch.length, spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim, by_head)
         kernel = "eager" if spec.forces_eager else batch.kernel
-        out = attend(t, q, k, v, shape, self.positions, kernel, spec)
+        out = attend(t, q, k, v, shape, self.positions, kernel, spec, self.held)
         out = self.linear(spec.out, out)
         del held
         return out
@@ -160,12 +169,12 @@ def _pre(run: Runner, x: Tensor) -> Tensor:
     first, second = run.layer.norms
     residual = x
     x = run.norm(first, x)
-    x = run.attention(x)
-    x = add(run.t, residual, x, "residual stream")
+    x = run.self_attention(x, run.layer.attention)
+    x = add(run.t, residual, run.leave(x), "residual stream")
     residual = x
     x = run.norm(second, x)
-    x = run.mlp(x)
-    x = add(run.t, residual, x, "residual stream")
+    x = run.feed_forward(x)
+    x = add(run.t, residual, run.leave(x), "residual stream")
     return x
 
 
@@ -199,18 +208,8 @@ def _sandwich(run: Runner, x: Tensor) -> Tensor:
     return x
 
 
-def _parallel(run: Runner, x: Tensor) -> Tensor:
-    """x + attention(norm(x)) + mlp(norm'(x)), where both may share one norm."""
-    residual = x
-    normed = run.norm(run.layer.norms[0], x)
-    attention = run.attention(normed)
-    if len(run.layer.norms) > 1:
-        normed = run.norm(run.layer.norms[1], x)
-    mlp = run.mlp(normed)
-    return add(run.t, add(run.t, mlp, attention, "block outputs"), residual, "residual stream")
-
-
-_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, "parallel": _parallel, **GPT_LAYOUTS}
+_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, **PARALLEL_LAYOUTS, **LAYOUTS}
+_ATTENTIONS = {"gpt_oss": sink_attention, **ATTENTIONS}
 
 
 def normalise(t: Tape, spec: NormSpec, x: Tensor, weights: Weights) -> Tensor:

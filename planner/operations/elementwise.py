@@ -45,6 +45,25 @@ def add_broadcast(t: Tape, a: Tensor, b: Tensor, copies: int, name: str = "sum")
     return out
 
 
+def subtract(t: Tape, a: Tensor, b: Tensor, name: str = "difference") -> Tensor:
+    """a - b, of equal numel; saves nothing, and negates the gradient of b."""
+    out = t.new(a.numel, promote(a.dtype, b.dtype), name)
+    if t.tracks(a, b):
+        wants = b.requires_grad
+
+        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+            g = _first(grads)
+            return g, t.new(g.numel, g.dtype, "negated gradient") if wants else None
+
+        t.record(out, (a, b), None, backward)
+    return out
+
+
+def where(t: Tape, a: Tensor, name: str) -> Tensor:
+    """torch.where(mask, a, constant) or masked_fill: saves the mask, which rests elsewhere; its gradient is filled in turn."""
+    return scale(t, a, name)
+
+
 def mul(t: Tape, a: Tensor, b: Tensor, name: str = "product") -> Tensor:
     """a * b, of equal numel; each is saved if the other needs a gradient."""
     tracked = t.tracks(a, b)
@@ -212,6 +231,23 @@ def dropout(t: Tape, a: Tensor, p: float) -> Tensor:
     return out
 
 
+def clamp(t: Tape, a: Tensor, bounds: int) -> Tensor:
+    """a.clamp(min, max): saves a; backward compares with each bound and picks by the result."""
+    tracked = t.tracks(a)
+    saved = t.save(a) if tracked else None
+    out = t.new(a.numel, a.dtype, "clamped")
+    if tracked:
+
+        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+            g = _first(grads)
+            within = [t.new(g.numel, DType.BOOL, "inside the bounds") for _ in range(bounds)]
+            del within[1:]
+            return (t.new(g.numel, g.dtype, "gradient"),)
+
+        t.record(out, (a,), saved, backward)
+    return out
+
+
 def copy(t: Tape, a: Tensor, name: str = "copy") -> Tensor:
     """clone() or contiguous() of a strided view: a copy whose backward hands its gradient on."""
     out = t.new(a.numel, a.dtype, name)
@@ -263,6 +299,37 @@ def split(t: Tape, a: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
         t.record(outs, (a,), None, backward)
     return outs
+
+
+def expand(t: Tape, a: Tensor, times: int) -> Tensor:
+    """Broadcast to so many copies without making them: a view; backward sums over the copies."""
+    if times == 1:
+        return a
+    out = Tensor(a.storage, a.numel * times, a.dtype)
+    if t.tracks(a):
+        numel = a.numel
+
+        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+            return (t.new(numel, _first(grads).dtype, "gradient of a broadcast"),)
+
+        t.record(out, (a,), None, backward)
+    return out
+
+
+def scale_in_place(t: Tape, a: Tensor) -> Tensor:
+    """a *= a Python number: the same memory in another place of the graph."""
+    out = Tensor(a.storage, a.numel, a.dtype)
+    if t.tracks(a):
+        t.record(out, (a,), None, _fresh)
+    return out
+
+
+def add_in_place(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """a += b: the same memory in another place of the graph."""
+    out = Tensor(a.storage, a.numel, a.dtype)
+    if t.tracks(a, b):
+        t.record(out, (a, b), None, _to_both)
+    return out
 
 
 def repeat(t: Tape, a: Tensor, times: int) -> Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from planner.architecture.decoder import Mlp, Moe
 from planner.dtypes import DType, promote
 from planner.ledger import Category
-from planner.operations.elementwise import act_fn, add, mul, scale, split
+from planner.operations.elementwise import act_fn, activation_of_result, add, add_constant, clamp, mul, part, scale, split
 from planner.operations.indexing import row_sum, take
 from planner.operations.linear import Lora, product
 from planner.schedule import Tape
@@ -81,16 +81,18 @@ def experts(t: Tape, x: Tensor, indices: Tensor, scores: Tensor, block: Moe, con
     counts = t.new(block.experts, DType.INT32, "rows of experts")
     offsets = t.new(block.experts, DType.INT32, "offsets of experts")
 
-    def grouped(x: Tensor, p: Parameter, bias: str) -> Tensor:
-        biases = take(t, context.parameters[bias].weight, sorted_ids, rows * p.outputs, "biases of rows") if bias else None
+    def grouped(x: Tensor, p: Parameter, biases: Tensor | None) -> Tensor:
         weight = next((_folded(t, q, factors) for q, factors in wrapped if q is p), p.weight)
         cached.append(weight)
-        return _grouped_product(t, x, weight, biases, offsets, rows, p, native=context.has_grouped_products)
+        numel = rows * (p.inputs if block.transposed else p.outputs)
+        return _grouped_product(t, x, weight, biases, offsets, numel, native=context.has_grouped_products)
 
     cached: list[Tensor] = []  # parametrize.cached(): what is materialised stays until the block is left
-    out = grouped(gathered, gate_up, block.gate_up_bias)
+    biases = _biases(t, context, block.gate_up_bias, sorted_ids)
+    out = grouped(gathered, gate_up, biases)
     out = _GATES[block.gating](t, out, block.act)
-    out = grouped(out, down, block.down_bias)
+    biases = _biases(t, context, block.down_bias, sorted_ids)
+    out = grouped(out, down, biases)
     weighted = _weigh(t, out, weights)
     back = t.new(rows, DType.INT64, "places of rows")
     arange = t.new(rows, DType.INT64, "row numbers")
@@ -103,7 +105,7 @@ def experts(t: Tape, x: Tensor, indices: Tensor, scores: Tensor, block: Moe, con
 
 
 def _grouped_product(
-    t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, rows: int, p: Parameter, *, native: bool
+    t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, numel: int, *, native: bool
 ) -> Tensor:
     """
     One product for all experts; autocast does not know it, and x is cast to the weight's dtype.
@@ -120,7 +122,7 @@ def _grouped_product(
     saved = None
     if tracked:
         saved = t.save(x if weight.requires_grad or not native else None, weight if x.requires_grad or not native else None, offsets)
-    out = t.new(rows * p.outputs, x.dtype, "output of experts")
+    out = t.new(numel, x.dtype, "output of experts")
     if tracked:
         x_numel = x.numel if x.requires_grad or not native else None
         w_numel = weight.numel if weight.requires_grad or not native else None
@@ -143,13 +145,35 @@ def _grouped_product(
     return out
 
 
+def _biases(t: Tape, context: Context, name: str, sorted_ids: Tensor) -> Tensor | None:
+    """The bias of each row's expert."""
+    if not name:
+        return None
+    bias = context.parameters[name]
+    return take(t, bias.weight, sorted_ids, sorted_ids.numel * bias.inputs, "biases of rows")
+
+
 def _gate_halves(t: Tape, both: Tensor, act: str) -> Tensor:
     """act(gate) * up, from the two halves of one product."""
     gate, up = split(t, both, (both.numel // 2, both.numel // 2))
     return mul(t, act_fn(t, gate, act), up, "gated")
 
 
-_GATES: dict[str, Callable[[Tape, Tensor, str], Tensor]] = {"halves": _gate_halves}
+def _gate_gpt_oss(t: Tape, both: Tensor, act: str) -> Tensor:
+    """
+    (clamp(up) + 1) * gate * sigmoid(alpha * gate), every other column being a gate.
+
+    Source:
+        transformers@5.23.0, models/gpt_oss/modeling_gpt_oss.py, GptOssExperts._apply_gate.
+    """
+    gate, up = part(t, both, both.numel // 2), part(t, both, both.numel // 2)
+    gate = clamp(t, gate, bounds=1)
+    up = clamp(t, up, bounds=2)
+    glu = mul(t, gate, activation_of_result(t, scale(t, gate), "sigmoid"), "gate")
+    return mul(t, add_constant(t, up), glu, "gated")
+
+
+_GATES: dict[str, Callable[[Tape, Tensor, str], Tensor]] = {"halves": _gate_halves, "gpt_oss": _gate_gpt_oss}
 
 
 def _weigh(t: Tape, x: Tensor, weights: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ As in `planner.operations.decoder`, a local name lives as long as it does in the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from planner.architecture.decoder import Mlp
@@ -94,12 +93,3 @@ def opt(run: Runner, x: Tensor) -> Tensor:
     if not norm_before:
         x = run.norm(second, x)
     return x
-
-
-GPT_LAYOUTS: dict[str, Callable[[Runner, Tensor], Tensor]] = {
-    "gpt2": gpt2,
-    "neox": neox,
-    "neox_sequential": neox_sequential,
-    "opt": opt,
-    "opt_post": opt,
-}

@@ -39,6 +39,39 @@ def gather(t: Tape, a: Tensor, indices: Tensor, name: str) -> Tensor:
     return take(t, a, indices, indices.numel, name)
 
 
+def best(t: Tape, scores: Tensor, numel: int) -> Tensor:
+    """torch.topk(scores, k)[1]: the values, and with them the graph behind them, are dropped."""
+    values = t.new(numel, scores.dtype, "values of the best")
+    del values
+    return t.new(numel, DType.INT64, "indices of the best")
+
+
+def masked(t: Tape, a: Tensor, mask: Tensor) -> Tensor:
+    """a.masked_fill(mask, constant): saves the mask; backward fills the gradient."""
+    return _filled(t, a, mask, "masked scores")
+
+
+def scatter_constant(t: Tape, a: Tensor, indices: Tensor, name: str) -> Tensor:
+    """a.scatter(-1, indices, constant), a copy: saves the indices."""
+    return _filled(t, a, indices, name)
+
+
+def _filled(t: Tape, a: Tensor, where: Tensor, name: str) -> Tensor:
+    tracked = t.tracks(a)
+    saved = t.save(where) if tracked else None
+    out = t.new(a.numel, a.dtype, name)
+    if tracked:
+        numel = a.numel
+
+        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+            g = grads[0]
+            assert g is not None
+            return (t.new(numel, g.dtype, "filled gradient"),)
+
+        t.record(out, (a,), saved, backward)
+    return out
+
+
 def _scatter(numel: int) -> Backward:
     def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
         g = grads[0]
@@ -67,14 +100,21 @@ def row_sum(t: Tape, a: Tensor, numel: int) -> Tensor:
     return out
 
 
-def normalised(t: Tape, values: Tensor, rows: int) -> Tensor:
+def normalised(t: Tape, values: Tensor, rows: int, *, stabilised: bool = False) -> Tensor:
     """
-    values /= values.sum(-1): in place, and as the division keeps what it was given for backward, on a copy of it.
+    values /= values.sum(-1), in place; as the division keeps what it was given for backward, that is copied first.
+
+    Args:
+        t: The tape.
+        values: Weights [T, k].
+        rows: T.
+        stabilised: Whether a small number is added to the sums.
     """
-    total = t.new(rows, values.dtype, "sums of the best")
+    total = t.new(rows, values.dtype if t.autocast is None else DType.FP32, "sums of the best")
+    if stabilised:
+        total = t.new(rows, total.dtype, "sums of the best")
     if not t.tracks(values):
         return values
-    given = values.detach()
     kept = t.new(values.numel, values.dtype, "values before division")
     out = Tensor(values.storage, values.numel, values.dtype)
 
@@ -84,5 +124,4 @@ def normalised(t: Tape, values: Tensor, rows: int) -> Tensor:
         return (t.new(g.numel, g.dtype, "gradient of a quotient"),)
 
     t.record(out, (values,), t.save(kept, total), backward)
-    del given
     return out

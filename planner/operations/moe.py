@@ -20,6 +20,8 @@ def moe(t: Tape, x: Tensor, block: Moe, context: Context) -> Tensor:
     """
     before, t.scope = t.scope, block.gate_up.rpartition(".")[0]
     try:
+        for _ in range(block.jitter):
+            x = _shaken(t, x)
         shared = context.dense(x, block.shared) if block.shared is not None and block.shared_gate else None
         _logits, scores, indices = ROUTERS[block.routing](t, x, block, context)
         out = experts(t, x, indices, scores, block, context)
@@ -30,6 +32,25 @@ def moe(t: Tape, x: Tensor, block: Moe, context: Context) -> Tensor:
         return out if shared is None else add(t, out, shared, "experts and shared expert")
     finally:
         t.scope = before
+
+
+def _shaken(t: Tape, x: Tensor) -> Tensor:
+    """
+    hidden_states *= noise, in place: the noise is saved.
+
+    Source:
+        transformers@5.23.0, models/phimoe/modeling_phimoe.py, PhimoeSparseMoeBlock.forward, PhimoeTopKRouter.forward.
+    """
+    noise = t.new(x.numel, x.dtype, "noise")
+    out = Tensor(x.storage, x.numel, x.dtype)
+    if t.tracks(x):
+        t.record(out, (x,), t.save(noise), lambda t, grads, saved: (_like(t, grads[0]),))
+    return out
+
+
+def _like(t: Tape, g: Tensor | None) -> Tensor:
+    assert g is not None
+    return t.new(g.numel, g.dtype, "gradient")
 
 
 def _gated(t: Tape, x: Tensor, shared: Tensor, block: Moe, context: Context) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from planner.architecture.decoder import Attention
 from planner.dtypes import DType
-from planner.operations.elementwise import add, concatenate, mul_broadcast, negative, part
+from planner.operations.elementwise import add, concatenate, mul_broadcast, negative, part, split, subtract
 from planner.schedule import Tape
 from planner.tensors import Tensor
 
@@ -39,6 +39,53 @@ def rotary_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tenso
     cos, sin = t.cast(cos, dtype, "rotary cosines"), t.cast(sin, dtype, "rotary sines")
     del freqs, emb
     return cos, sin
+
+
+def _single_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tensor, Tensor]:
+    """
+    Cosines and sines of each angle once, [1, S, width / 2].
+
+    Source:
+        transformers@5.23.0, models/gpt_oss/modeling_gpt_oss.py, GptOssRotaryEmbedding.forward.
+    """
+    table = length * (width // 2)
+    positions = t.new(length, DType.FP32, "positions in fp32")
+    freqs = t.new(table, DType.FP32, "angles")
+    del positions
+    raw = t.new(table, DType.FP32, "cosines")
+    cos = t.new(table, DType.FP32, "cosines")
+    raw = t.new(table, DType.FP32, "sines")
+    sin = t.new(table, DType.FP32, "sines")
+    del raw
+    cos, sin = t.cast(cos, dtype, "rotary cosines"), t.cast(sin, dtype, "rotary sines")
+    del freqs
+    return cos, sin
+
+
+def _complex_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tensor, Tensor]:
+    """
+    Unit complex numbers [1, S, width / 2], which are both cosines and sines.
+
+    Source:
+        transformers@5.23.0, models/deepseek_v2/modeling_deepseek_v2.py, DeepseekV2RotaryEmbedding.forward; models/llama4.
+    """
+    table = length * (width // 2)
+    positions = t.new(length, DType.FP32, "positions in fp32")
+    freqs = t.new(table, DType.FP32, "angles")
+    del positions
+    ones = t.new(table, DType.FP32, "radii")
+    raw = t.new(table, DType.COMPLEX64, "rotations")
+    del ones
+    freqs_cis = t.new(table, DType.COMPLEX64, "rotations")
+    del raw, freqs
+    return freqs_cis, freqs_cis
+
+
+TABLES: dict[str, Callable[[Tape, int, int, DType], tuple[Tensor, Tensor]]] = {
+    "doubled": rotary_tables,
+    "single": _single_tables,
+    "complex": _complex_tables,
+}
 
 
 def apply_rotary(t: Tape, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, spec: Attention) -> Rotated:
@@ -168,6 +215,23 @@ def _rotate_half(t: Tape, x: Tensor) -> Tensor:
     return concatenate(t, (negative(t, second), first), "half rotated")
 
 
+def _halves(t: Tape, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, spec: Attention) -> Rotated:
+    """
+    The two halves of each head are turned apart, then put together.
+
+    Source:
+        transformers@5.23.0, models/gpt_oss/modeling_gpt_oss.py, apply_rotary_pos_emb, _apply_rotary_emb.
+    """
+    return _turned_halves(t, q, cos, sin), _turned_halves(t, k, cos, sin), ()
+
+
+def _turned_halves(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first_half, second_half = split(t, x, (x.numel // 2, x.numel // 2))
+    first = subtract(t, mul_broadcast(t, first_half, cos), mul_broadcast(t, second_half, sin), "first half rotated")
+    second = add(t, mul_broadcast(t, second_half, cos), mul_broadcast(t, first_half, sin), "second half rotated")
+    return concatenate(t, (first, second), "rotated")
+
+
 _STYLES: dict[str, Callable[[Tape, Tensor, Tensor, Tensor, Tensor, Attention], Rotated]] = {
     "whole": _whole,
     "cast_back": _cast_back,
@@ -176,6 +240,7 @@ _STYLES: dict[str, Callable[[Tape, Tensor, Tensor, Tensor, Tensor, Attention], R
     "parts": _parts,
     "parts_of_pairs": _parts_of_pairs,
     "parts_kept": _parts_kept,
+    "halves": _halves,
 }
-JOINED = ("part_by_part", "parts", "parts_of_pairs", "parts_kept")
+JOINED = ("part_by_part", "parts", "parts_of_pairs", "parts_kept", "halves")
 """Styles whose results torch.cat lays out head by head."""

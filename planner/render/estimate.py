@@ -13,6 +13,8 @@ _LABEL, _SIZE = 7, 10
 _SHOWN_TRAPS, _SHOWN_SUGGESTIONS = 4, 5
 # Traps of less than this part of the peak are left to --explain; those without a size are shown.
 _SHOWN_PER_MILLE = 1
+# Whose version says most about an entry point.
+_OWNERS = {"trl": "trl", "trainer": "transformers", "loop": "torch"}
 OUTCOMES = {"fits": ("FITS", "green"), "tight": ("TIGHT", "yellow"), "does_not_fit": ("DOES NOT FIT", "red")}
 
 
@@ -99,9 +101,16 @@ def recipe_text(report: Report) -> str:
         f"checkpointing {'on' if knobs['gradient_checkpointing'] else 'off'}",
         knobs["attn"],
         f"{knobs['loss']} loss",
-        knobs["entry_point"],
+        _entry_point(report),
     ]
     return ", ".join(str(word) for word in words if word)
+
+
+def _entry_point(report: Report) -> str:
+    """The entry point and the version that says most about it."""
+    name = report.recipe["entry_point"]
+    owner = _OWNERS[name]
+    return f"{name} {report.stack[owner]}" if name == owner else f"{name} ({owner} {report.stack[owner]})"
 
 
 def _peak(report: Report, terminal: Terminal) -> list[str]:
@@ -194,7 +203,8 @@ def pasteable(command: str, width: int) -> list[str]:
 
 def _small_print(report: Report, terminal: Terminal) -> list[str]:
     text = "* provisional: stated allocator reserve and CUDA context, not yet simulated"
-    return [terminal.paint(row, "dim") for row in wrap(text, terminal.width)]
+    stack = terminal.cut(f"Stack: {report.stack['source']}, versions in --explain", terminal.width)
+    return [terminal.paint(row, "dim") for row in (text, stack)]
 
 
 def _spaced(rows: list[str]) -> list[str]:

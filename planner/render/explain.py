@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from planner import stack as stacks
-from planner.ledger import Allocation, Ledger, Phase
+from planner.ledger import Allocation, Category, Ledger, Phase
 from planner.render.terminal import Terminal, labelled, printable, wrap
 from planner.report import Details, Report
 from planner.units import GIB, human
@@ -46,10 +46,11 @@ def lines(report: Report, terminal: Terminal) -> list[str]:
 
 
 def resting(ledger: Ledger) -> list[Allocation]:
-    """The rows that live from before the forward pass until the end of the ledger's clock, the largest first."""
+    """The rows that live from before the forward pass to the end of the ledger's clock, but for the batch; the largest first."""
     begin = min((span.begin for span in ledger.timeline if span.phase is Phase.FORWARD), default=0)
     end = max((span.end for span in ledger.timeline), default=0)
-    return sorted((a for a in ledger.allocations if a.begin <= begin and a.end >= end), key=lambda a: -a.nbytes)
+    stay = (a for a in ledger.allocations if a.begin <= begin and a.end >= end and a.category is not Category.INPUT)
+    return sorted(stay, key=lambda a: -a.nbytes)
 
 
 def _heading(text: str, terminal: Terminal) -> list[str]:
@@ -132,6 +133,12 @@ def _knob(name: str, value: object) -> str:
     return f"{name.replace('_', '-')} {value if value not in (None, {}) else 'none'}"
 
 
+def _published(counted: int, published: int | None) -> str:
+    if published is None:
+        return "no published count is known"
+    return "as published" if published == counted else f"published: {published:,}, which may count other modules too"
+
+
 def _provenance(report: Report, terminal: Terminal) -> list[list[str]]:
     """Each published number with its origin."""
     from planner.formulas import runtime
@@ -142,8 +149,9 @@ def _provenance(report: Report, terminal: Terminal) -> list[list[str]]:
     card = known.device
     context = runtime.cuda_context(card.compute_capability if card else None)
     reserve = runtime.allocator_reserve(peak.allocated_bytes)
+    counted = f"{report.model.num_parameters:,}, counted from the module table ({printable(report.model.source)})"
     facts = [
-        ("parameters", f"{report.model.num_parameters:,}, counted from the module table ({printable(report.model.source)})"),
+        ("parameters", f"{counted}; {_published(report.model.num_parameters, known.published_parameters)}"),
         ("allocated", f"{peak.allocated_bytes:,} bytes: the rows above, rounded to blocks; closed form, error {ERROR_PERCENT} %"),
         ("reserved", f"{peak.reserved_bytes:,} bytes: allocated and a reserve; {reserve.source}"),
         (

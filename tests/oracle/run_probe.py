@@ -90,6 +90,12 @@ def observe(probe: Any) -> list[dict[str, int]]:
             self.allocator, self.peaks = Allocator(), []
             seen[0]["recorder"] = self
 
+        def __torch_dispatch__(self, *call: Any) -> Any:
+            # Fake mode sets this for its own thread alone; without it a list as an index (Falcon's `fused_qkv[..., [-2], :]`) is
+            # copied to the card behind the mode's back when a layer is recomputed in autograd's thread, and there is no card.
+            probe.torch._C._set_only_lift_cpu_tensors(True)
+            return super().__torch_dispatch__(*call)
+
         def phase(self) -> None:
             self.peaks.append(self.allocator.rounded_peak)
             self.allocator.rounded_peak = self.allocator.rounded

@@ -1,0 +1,134 @@
+"""
+The order in which a model comes onto the card, replayed through the allocator: what it leaves of blocks that are larger than asked for.
+
+A block of the large pool keeps up to 1 MiB that the allocator does not split off, and it counts as allocated for as long as the
+tensor lives. How much that is depends on which holes a tensor meets, so the loader's own order is followed tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from planner.allocator import Block, CachingAllocator
+from planner.dtypes import DType
+from planner.formulas.weights import four_bit_weight
+from planner.preparation import Preparation, PreparedModule
+from planner.recipe import Recipe
+from planner.stack import Behaviours
+from planner.units import ceil_div
+
+_LAYERS_REPLAYED = 24
+"""Layers that are replayed one by one; of those beyond, each adds what one of the second half of these added."""
+
+
+def unsplit_bytes(preparation: Preparation, recipe: Recipe, known: Behaviours) -> int:
+    """
+    Bytes of weights' and adapters' blocks beyond their tensors' own, each rounded to 512, once the model is ready.
+
+    Source:
+        transformers@5.23.0, modeling_utils.py caching_allocator_warmup, core_model_loading.py (quantised tensors one by one);
+        peft@0.21.2, utils/other.py prepare_model_for_kbit_training; the block rules: planner.allocator.
+    """
+    return _Loading(preparation, recipe, known).run()
+
+
+class _Loading:
+    def __init__(self, preparation: Preparation, recipe: Recipe, known: Behaviours) -> None:
+        self.preparation, self.recipe, self.known = preparation, recipe, known
+        self.dtype = DType(recipe.dtype)
+        self.allocator = CachingAllocator()
+        self.dense: list[tuple[Block, int, DType]] = []
+        self.asked = 0  # bytes of the tensors that stay, each rounded
+
+    def run(self) -> int:
+        outside, layers = self.in_order()
+        if self.known.warms_up_allocator and self.known.loads_on == "cuda":
+            self.warm_up()
+        marks = []
+        for i, rows in enumerate(layers[:_LAYERS_REPLAYED]):
+            if i == _LAYERS_REPLAYED // 2:
+                marks.append(self.excess())
+            self.load(rows)
+        marks.append(self.excess())
+        self.load(outside)
+        self.cast()
+        for rows in (*layers[:_LAYERS_REPLAYED], outside):
+            self.adapt(rows)
+        more = len(layers) - _LAYERS_REPLAYED
+        growth = 0 if more <= 0 else more * (marks[1] - marks[0]) // (_LAYERS_REPLAYED // 2)
+        return self.excess() + growth
+
+    def in_order(self) -> tuple[list[PreparedModule], list[list[PreparedModule]]]:
+        """The modules that occur once, and those of each layer."""
+        outside = [row for row in self.preparation.modules if row.module.layers is None]
+        layers: dict[tuple[str, int], list[PreparedModule]] = {}
+        for row in self.preparation.modules:
+            stack = row.module.name.split("*", 1)[0]
+            for layer in row.module.layers or ():
+                layers.setdefault((stack, layer), []).append(row)
+        return outside, list(layers.values())
+
+    def excess(self) -> int:
+        return self.allocator.allocated_bytes - self.asked
+
+    def warm_up(self) -> None:
+        """One request for the whole model, let go of at once: 4-bit weights count half a byte, 8-bit ones one."""
+        total = 0
+        for row in self.preparation.modules:
+            n = 0 if row.module.tied_to else row.module.weight_numel
+            bits = {"int8": 8, None: 8 * self.dtype.num_bytes}.get(row.quantization, 4)
+            total += row.count * (n * bits // 8 + row.module.bias * self.dtype.num_bytes)
+        self.allocator.free(self.allocator.allocate(total))
+
+    def stay(self, nbytes: int) -> Block:
+        self.asked += ceil_div(nbytes, 512) * 512
+        return self.allocator.allocate(nbytes)
+
+    def load(self, rows: list[PreparedModule]) -> None:
+        size = self.dtype.num_bytes
+        for row in rows:
+            n = row.module.weight_numel
+            if row.quantization == "int8":
+                source = self.allocator.allocate(n * size)
+                half = self.allocator.allocate(n * 2)
+                self.stay(n)
+                self.stay(4 * row.module.out_features)
+                self.allocator.free(half)
+                self.allocator.free(source)
+            elif row.quantization is not None:
+                self.quantize(n)
+            elif not row.module.tied_to:
+                self.dense.append((self.stay(n * size), n, row.dtype))
+            if row.module.bias:
+                self.dense.append((self.stay(row.module.bias * size), row.module.bias, row.bias_dtype))
+
+    def quantize(self, n: int) -> None:
+        """A 4-bit weight and its statistics, made beside the tensor that was read."""
+        source = self.allocator.allocate(n * self.dtype.num_bytes)
+        packed, *statistics = four_bit_weight(n, double_quant=self.recipe.double_quant)
+        self.stay(packed.nbytes)
+        if self.recipe.double_quant:
+            scales = self.allocator.allocate(4 * ceil_div(n, 64))
+            centred = self.allocator.allocate(4 * ceil_div(n, 64))
+            for tensor in statistics:
+                self.stay(tensor.nbytes)
+            self.allocator.free(centred)
+            self.allocator.free(scales)
+        else:
+            for tensor in statistics:
+                self.stay(tensor.nbytes)
+        self.allocator.free(source)
+
+    def cast(self) -> None:
+        """What is not quantised goes to fp32 one by one, each old copy dying as the new one stands."""
+        for block, n, dtype in self.dense:
+            if dtype is not self.dtype:
+                self.stay(n * dtype.num_bytes)
+                self.asked -= ceil_div(n * self.dtype.num_bytes, 512) * 512
+                self.allocator.free(block)
+        if self.recipe.kbit_prepare and self.known.empty_cache_after_kbit_prepare:
+            self.allocator.empty_cache()
+
+    def adapt(self, rows: list[PreparedModule]) -> None:
+        for row in rows:
+            if row.adapter is not None:
+                for shape in (row.adapter.a_shape, row.adapter.b_shape):
+                    self.stay(shape[0] * shape[1] * row.adapter.dtype.num_bytes)

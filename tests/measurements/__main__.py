@@ -1,0 +1,63 @@
+"""
+Prints every published run beside its prediction, then median and worst of each archive.
+
+Predicted and measured are allocated peaks in MiB; errors are in percent, of that peak and of the figures named after it.
+
+    python -m tests.measurements
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from tests.measurements.published import document, errors, median_and_worst, predicted, report, runs
+
+TITLES = {
+    "allocated_peak_bytes": "allocated peak",
+    "forward_peak_bytes": "forward peak",
+    "backward_peak_bytes": "backward peak",
+    "steady_bytes": "steady",
+    "reserved_peak_bytes": "reserved (provisional)",
+    "process_peak_bytes": "process (provisional)",
+}
+COLUMNS = {"T4": ("forward_peak_bytes", "backward_peak_bytes"), "A100": ("steady_bytes",)}
+SUMMARIES = {
+    "T4": ("allocated_peak_bytes", "forward_peak_bytes", "backward_peak_bytes", "reserved_peak_bytes"),
+    "A100": ("allocated_peak_bytes", "steady_bytes", "process_peak_bytes"),
+}
+MIB = 1 << 20
+
+
+def rows(name: str) -> Iterator[str]:
+    """The table of an archive."""
+    others = "".join(f" {TITLES[column].partition(' ')[0]:>8s}" for column in COLUMNS[name])
+    yield f"{'row':12s} {'model':24s} {'method':10s} attn  batch    predicted  measured    error{others}"
+    for run in runs(name):
+        known = predicted(report(run))
+        allocated = [size["allocated_peak_bytes"] / MIB for size in (known, run.measured)]
+        found = [100 * (known[column] / run.measured[column] - 1) for column in ("allocated_peak_bytes", *COLUMNS[name])]
+        sizes, percents = ("".join(texts) for texts in ((f" {v:9,.1f}" for v in allocated), (f" {v:+8.3f}" for v in found)))
+        yield f"{run.id:12s} {run.label}{sizes}{percents}"
+
+
+def summary(name: str) -> Iterator[str]:
+    """Median and worst of an archive, a line for each figure."""
+    every = [errors(run) for run in runs(name)]
+    archive = document(name)
+    yield f"{archive['device']}, {len(every)} runs ({archive['source'].partition(',')[0]}, {archive['licence']})"
+    for column in SUMMARIES[name]:
+        median, worst = median_and_worst(error[column] for error in every)
+        yield f"  {TITLES[column]:22s} median {100 * median:6.3f} %   worst {100 * worst:+7.3f} %"
+
+
+def main() -> None:
+    """Print both archives, then their summaries."""
+    for name in COLUMNS:
+        sys.stdout.writelines(f"{line}\n" for line in (*rows(name), ""))
+    for name in COLUMNS:
+        sys.stdout.writelines(f"{line}\n" for line in summary(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,518 @@
+"""The caching allocator against recorded runs of the real one, an independent model, and torch's own reading of settings."""
+
+from __future__ import annotations
+
+import ctypes
+import gzip
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.allocator import AllocatorSettings, Block, CachingAllocator, OutOfMemory, replay
+from planner.allocator.settings import IGNORED_KEYS
+from planner.errors import InvalidRecipeError
+
+MIB = 1 << 20
+SIZES = st.one_of(
+    st.integers(1, 4096),
+    st.sampled_from([512, 513, MIB - 1, MIB, MIB + 1, 2 * MIB, 10 * MIB - 512, 10 * MIB, 20 * MIB, 21 * MIB, 24 * MIB]),
+    st.integers(1, MIB),
+    st.integers(MIB, 30 * MIB),
+)
+ACTIONS = st.lists(st.one_of(st.tuples(st.just("allocate"), SIZES), st.tuples(st.just("free"), st.integers(0, 99))), max_size=60)
+CAPACITIES = st.sampled_from([None, 48 * MIB, 100 * MIB])
+CONFIGURATIONS = st.sampled_from(
+    [
+        "",
+        "max_split_size_mb:20",
+        "large_segment_size_mb:12,max_split_size_mb:12,max_non_split_rounding_mb:14",
+        "roundup_power2_divisions:[1:4,2:0,4:2,8:8,>:2]",
+        "expandable_segments:True",
+        "expandable_segments:True,max_split_size_mb:20,large_segment_size_mb:14",
+        "garbage_collection_threshold:0.5,per_process_memory_fraction:0.8",
+        "expandable_segments:True,per_process_memory_fraction:0.6",
+    ]
+)
+
+
+class Space:
+    """A segment, or the address range of an expandable pool: where its live blocks are and which pages have memory."""
+
+    def __init__(self, length: int, page: int, mapped: set[int]) -> None:
+        self.length, self.page, self.mapped = length, page, mapped
+        self.live: dict[int, int] = {}
+        self.idle_since = 0
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """(begin, end) of what is not live."""
+        edges = [0]
+        for begin, size in sorted(self.live.items()):
+            edges += [begin, begin + size]
+        edges.append(self.length)
+        return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+
+    def pieces(self, gap: tuple[int, int]) -> list[tuple[int, int, bool]]:
+        """(begin, end, has memory) of the stretches of a gap."""
+        found = []
+        at, end = gap
+        for page in sorted(self.mapped):
+            begin, after = max(page * self.page, at), min((page + 1) * self.page, end)
+            if begin >= after:
+                continue
+            if begin > at:
+                found.append((at, begin, False))
+            if found and found[-1][1:] == (begin, True):
+                found[-1] = (found[-1][0], after, True)
+            else:
+                found.append((begin, after, True))
+            at = after
+        return [*found, (at, end, False)] if at < end else found
+
+
+class Model:
+    """The allocator again, from intervals that are computed anew for every request."""
+
+    def __init__(self, capacity: int | None, chosen: AllocatorSettings) -> None:
+        self.chosen, self.capacity = chosen, capacity
+        fraction = chosen.per_process_memory_fraction
+        self.allowed = int(fraction * capacity) if capacity and fraction < 1 else None
+        self.spaces: dict[bool, list[Space]] = {False: [], True: []}
+        self.searches = self.reserved = self.flushes = 0
+
+    def rounded(self, n: int) -> int:
+        floor = 1
+        while floor * 2 <= n:
+            floor *= 2
+        division = self.chosen.roundup_power2_divisions[min((floor // MIB).bit_length() - 1 if floor >= MIB else 0, 15)]
+        step = floor // division if division > 1 and n > 512 * division else 512
+        return -(-n // step) * step
+
+    def allocate(self, n: int) -> tuple[Space, int, int] | None:
+        size = self.rounded(n)
+        large = size > MIB
+        self.searches += large
+        found = self.cached(large, size)
+        if found is None:
+            self.collect()
+            found = self.new(large, size)
+        if found is None:
+            self.flushes += 1
+            found = self.new(large, size) if self.release_oversize(large, size) else None
+        if found is None:
+            self.empty_cache()
+            found = self.new(large, size)
+        if found is None:
+            return None
+        space, begin, end = found
+        rest, limit = end - begin - size, self.chosen.max_split_size
+        always = not large or self.chosen.expandable_segments
+        split = rest >= 512 if always else rest > MIB and (limit is None or size < limit)
+        space.live[begin] = size if split else end - begin
+        return space, begin, space.live[begin]
+
+    def cached(self, large: bool, size: int) -> tuple[Space, int, int] | None:
+        runs = []
+        for order, space in enumerate(self.spaces[large]):
+            for gap in space.gaps():
+                pieces = [*space.pieces(gap), (gap[1], gap[1], False)]
+                for (begin, end, mapped), following in itertools.pairwise(pieces):
+                    if mapped and end - begin >= size:
+                        runs.append((end - begin, order, begin, end, following[1] - begin))
+        if not runs:
+            return None
+        chosen, *others = sorted(runs)
+        for other in others:
+            if not self.chosen.expandable_segments or other[4] >= chosen[4]:
+                break
+            chosen = other
+        limit, slack = self.chosen.max_split_size, self.chosen.max_non_split_rounding or self.chosen.large_segment_size
+        if limit is not None and (chosen[0] >= limit if size < limit else chosen[0] >= size + slack):
+            return None
+        return self.spaces[large][chosen[1]], chosen[2], chosen[3]
+
+    def take(self, nbytes: int) -> bool:
+        if self.capacity is not None and self.reserved + nbytes > self.capacity:
+            return False
+        self.reserved += nbytes
+        return True
+
+    def new(self, large: bool, size: int) -> tuple[Space, int, int] | None:
+        page = self.chosen.large_segment_size if large else 2 * MIB
+        segment = page if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
+        if self.allowed is not None and self.reserved + segment > self.allowed:
+            return None
+        if self.chosen.expandable_segments:
+            return self.expand(self.spaces[large], size, page)
+        if not self.take(segment):
+            return None
+        self.spaces[large].append(Space(segment, segment, {0}))
+        return self.spaces[large][-1], 0, segment
+
+    def expand(self, spaces: list[Space], size: int, page: int) -> tuple[Space, int, int] | None:
+        room = [found for space in spaces if (found := self.room(space, size))]
+        if not room:
+            nbytes = 1 << 40 if self.capacity is None else max(self.capacity + self.capacity // 8, size)
+            spaces.append(Space(-(-nbytes // page) * page, page, set()))
+            room = [(spaces[-1], 0)]
+        space, first = room[0]
+        (gap,) = [gap for gap in space.gaps() if gap[0] <= first < gap[1]]
+        for begin, end, mapped in space.pieces(gap):
+            if not mapped and first <= begin < first + size:
+                pages = -(-min(end - begin, first + size - begin) // page)
+                if not self.take(pages * page):
+                    return None
+                space.mapped |= set(range(begin // page, begin // page + pages))
+        (end,) = [end for begin, end, _ in space.pieces(gap) if begin == first]
+        return space, first, end
+
+    def room(self, space: Space, size: int) -> tuple[Space, int] | None:
+        for gap in space.gaps():
+            pieces = space.pieces(gap)
+            for i, (begin, _, mapped) in enumerate(pieces):
+                first = pieces[i - 1][0] if i else begin
+                if not mapped and gap[1] - first >= size:
+                    return space, first
+        return None
+
+    def free(self, space: Space, begin: int) -> None:
+        del space.live[begin]
+        space.idle_since = self.searches
+
+    def release(self, spaces: list[Space], space: Space) -> None:
+        spaces.remove(space)
+        self.reserved -= space.length
+
+    def empty_cache(self) -> None:
+        for spaces in self.spaces.values():
+            for space in list(spaces):
+                if not self.chosen.expandable_segments:
+                    if not space.live:
+                        self.release(spaces, space)
+                    continue
+                whole = {p for a, b in space.gaps() for p in space.mapped if p * space.page >= a and (p + 1) * space.page <= b}
+                space.mapped -= whole
+                self.reserved -= len(whole) * space.page
+                if whole and not space.mapped:
+                    spaces.remove(space)
+
+    def release_oversize(self, large: bool, size: int) -> bool:
+        limit = self.chosen.max_split_size
+        if limit is None or self.chosen.expandable_segments:
+            return False
+        target, spaces = max(size, limit), self.spaces[large]
+        idle = sorted((s.length, i) for i, s in enumerate(spaces) if not s.live and s.length >= limit)
+        fitting = [i for length, i in idle if length >= target]
+        gone, total = fitting[:1], 0
+        while not fitting and idle and total < target:
+            total += idle[-1][0]
+            gone.append(idle.pop()[1])
+        for space in [spaces[i] for i in gone]:
+            self.release(spaces, space)
+        return bool(fitting) or total >= target
+
+    def collect(self) -> None:
+        threshold = self.chosen.garbage_collection_threshold
+        if self.allowed is None or not threshold or self.chosen.expandable_segments:
+            return
+        while self.reserved > int(threshold * self.allowed):
+            idle = [space for space in self.spaces[True] if not space.live]
+            ages = [self.searches - space.idle_since for space in idle]
+            for space, age in zip(idle, ages, strict=True):
+                if age >= sum(ages) / len(ages):
+                    self.release(self.spaces[True], space)
+            if not idle:
+                return
+
+
+def run(allocator: CachingAllocator, actions: list[tuple[str, int]]) -> list[Block]:
+    """Do what a strategy drew; returns what is alive at the end."""
+    live: list[Block] = []
+    for action, value in actions:
+        if action == "free":
+            if live:
+                allocator.free(live.pop(value % len(live)))
+            continue
+        try:
+            live.append(allocator.allocate(value))
+        except OutOfMemory:
+            continue
+    return live
+
+
+@settings(max_examples=400, deadline=None)
+@given(actions=ACTIONS, capacity=CAPACITIES, text=CONFIGURATIONS)
+def test_every_block_is_where_an_independent_model_puts_it(actions, capacity, text):
+    """Place and size of each block, reserved bytes and flushes are those of a model that searches intervals by brute force."""
+    chosen = AllocatorSettings.parse(text)
+    allocator, model = CachingAllocator(capacity, chosen), Model(capacity, chosen)
+    live: list[tuple[Block, Space, int]] = []
+    bases: dict[Space, int] = {}
+    for action, value in actions:
+        if action == "free" and value > 90:
+            allocator.empty_cache()
+            model.empty_cache()
+        elif action == "free" and live:
+            block, space, begin = live.pop(value % len(live))
+            allocator.free(block)
+            model.free(space, begin)
+        elif action == "allocate":
+            expected = model.allocate(value)
+            try:
+                block = allocator.allocate(value)
+            except OutOfMemory:
+                assert expected is None
+            else:
+                assert expected is not None
+                space, begin, size = expected
+                assert (block.address, block.size) == (bases.setdefault(space, block.address - begin) + begin, size)
+                live.append((block, space, begin))
+
+        assert (allocator.reserved_bytes, allocator.num_flushes) == (model.reserved, model.flushes)
+
+
+@settings(max_examples=200, deadline=None)
+@given(actions=ACTIONS, capacity=CAPACITIES, text=CONFIGURATIONS)
+def test_the_books_balance(actions, capacity, text):
+    """Live blocks never overlap, sums agree with the counters and with the segments, and the capacity holds."""
+    allocator = CachingAllocator(capacity, AllocatorSettings.parse(text))
+    live = run(allocator, actions)
+    spans = sorted((block.address, block.address + block.size) for block in live)
+    blocks = [block for segment in allocator.segments() for block in segment.blocks]
+
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    assert all(block.size >= block.requested for block in live)
+    assert allocator.allocated_bytes == sum(block.size for block in live)
+    assert allocator.requested_bytes == sum(block.requested for block in live)
+    assert (
+        allocator.reserved_bytes == sum(segment.size for segment in allocator.segments()) == sum(size for _, size, _, _ in blocks)
+    )
+    assert Counter((address, size, n) for address, size, n, is_live in blocks if is_live) == Counter(
+        (block.address, block.size, block.requested) for block in live
+    )
+    assert capacity is None or allocator.peak_reserved_bytes <= capacity
+    assert allocator.allocated_bytes <= allocator.peak_allocated_bytes <= allocator.peak_reserved_bytes
+
+
+@settings(max_examples=100, deadline=None)
+@given(actions=ACTIONS, text=CONFIGURATIONS)
+def test_when_all_is_freed_each_segment_is_one_cached_block(actions, text):
+    """Nothing stays split, nothing stays allocated, and emptying the cache gives everything back."""
+    allocator = CachingAllocator(None, AllocatorSettings.parse(text))
+    for block in run(allocator, actions):
+        allocator.free(block)
+
+    assert [len(segment.blocks) for segment in allocator.segments()] == [1] * len(allocator.segments())
+    assert (allocator.allocated_bytes, allocator.requested_bytes) == (0, 0)
+    allocator.empty_cache()
+    assert (allocator.reserved_bytes, allocator.segments()) == (0, ())
+
+
+def recordings(shared: Path) -> list[Path]:
+    """Sequences of events that the real allocator went through."""
+    return sorted((shared / "measurements" / "allocator").glob("*.json.gz"))
+
+
+def test_recorded_runs_are_replayed_exactly(shared: Path):
+    """Given allocations and frees alone, every large segment comes at the same allocation, and as many small ones come."""
+    assert recordings(shared)
+    for path in recordings(shared):
+        expected, found, small = [], [], [0, 0]
+        allocator, live = CachingAllocator(), {}
+        with gzip.open(path) as file:
+            events = json.load(file)["events"]
+        for position, (kind, *rest) in enumerate(events):
+            before = allocator.reserved_bytes
+            if kind == "alloc":
+                live[rest[0]] = allocator.allocate(rest[1])
+                grown = allocator.reserved_bytes - before
+                small[0] += grown == 2 * MIB
+                found += [(position, grown)] if grown > 2 * MIB else []
+            elif kind == "free":
+                allocator.free(live.pop(rest[0]))
+            elif kind == "segment_alloc":
+                small[1] += rest[0] == 2 * MIB
+                expected += [(position + 1, rest[0])] if rest[0] > 2 * MIB else []
+
+        assert found == expected
+        assert small[0] == small[1]
+
+
+def test_a_replay_by_index_is_the_same_as_one_by_hand(shared: Path):
+    """`replay` takes births as indices and deaths as their complements, and stops where the card is full."""
+    path = recordings(shared)[0]
+    with gzip.open(path) as file:
+        recorded = json.load(file)["events"]
+    sizes = {event[1]: event[2] for event in recorded if event[0] == "alloc"}
+    events = [event[1] if event[0] == "alloc" else ~event[1] for event in recorded if event[0] in ("alloc", "free")]
+    reserved = sum(event[1] for event in recorded if event[0] == "segment_alloc")
+
+    endless = replay(events, sizes, CachingAllocator())
+    full = replay(events, sizes, CachingAllocator(reserved // 2))
+    assert (endless.peak_reserved_bytes, endless.failed_at, endless.num_flushes) == (reserved, None, 0)
+    assert sum(block.requested for block in endless.live.values()) == sum(sizes[index] for index in endless.live)
+    assert full.failed_at is not None and full.failure is not None and full.num_flushes
+    assert full.failure.requested == sizes[events[full.failed_at]]
+
+
+def test_a_full_card_gives_cached_segments_back_before_it_fails():
+    """A second size reuses the memory of the first one through a flush; with both alive there is no way out."""
+    allocator = CachingAllocator(capacity=100 * MIB)
+    allocator.free(allocator.allocate(60 * MIB))
+    allocator.allocate(90 * MIB)
+    with pytest.raises(OutOfMemory, match=r"tried to allocate 60\.0 MiB") as caught:
+        allocator.allocate(60 * MIB)
+    error = caught.value
+
+    assert (allocator.peak_reserved_bytes, allocator.num_flushes) == (90 * MIB, 2)
+    assert (error.requested, error.allocated, error.reserved, error.capacity) == (60 * MIB, 90 * MIB, 90 * MIB, 100 * MIB)
+
+
+def test_oversize_blocks_serve_requests_of_about_their_size():
+    """From max_split_size on a block is given whole, and only to a request within the rounding of its size."""
+    sizes = []
+    for request in (20 * MIB - 512, 20 * MIB, 20 * MIB + 512, 38 * MIB):
+        allocator = CachingAllocator(settings=AllocatorSettings.parse("max_split_size_mb:20"))
+        allocator.free(allocator.allocate(40 * MIB))
+        sizes.append((allocator.allocate(request).size, allocator.reserved_bytes))
+
+    assert sizes == [
+        (20 * MIB, 60 * MIB),
+        (20 * MIB, 60 * MIB),
+        (40 * MIB, 40 * MIB),
+        (40 * MIB, 40 * MIB),
+    ]
+
+
+def test_garbage_collection_releases_what_waited_longest():
+    """Above the threshold, a new segment costs those that have been cached for longer than the average, and no others."""
+    chosen = AllocatorSettings.parse("garbage_collection_threshold:0.5,per_process_memory_fraction:0.8")
+    allocator = CachingAllocator(100 * MIB, chosen)
+    old, busy, recent = (allocator.allocate(size * MIB) for size in (12, 14, 16))
+    allocator.free(old)
+    for _ in range(3):
+        allocator.free(busy)
+        busy = allocator.allocate(14 * MIB)
+    allocator.free(busy)
+    allocator.free(recent)
+    allocator.allocate(30 * MIB)
+
+    assert [segment.size for segment in allocator.segments()] == [14 * MIB, 16 * MIB, 30 * MIB]
+    assert (allocator.num_flushes, allocator.capacity) == (0, 80 * MIB)
+
+
+def test_expandable_segments_serve_what_fragments_a_fixed_card():
+    """A live block in the middle of a segment keeps all of it; an expandable one grows behind the block instead."""
+    served = []
+    for text in ("", "expandable_segments:True"):
+        allocator = CachingAllocator(60 * MIB, AllocatorSettings.parse(text))
+        allocator.free(allocator.allocate(40 * MIB))
+        first, _, last = (allocator.allocate(size * MIB) for size in (20, 2, 18))
+        allocator.free(first)
+        allocator.free(last)
+        try:
+            served.append(allocator.allocate(38 * MIB).size)
+        except OutOfMemory:
+            served.append(0)
+
+    assert served == [0, 38 * MIB]
+
+
+def test_nothing_is_allocated_for_nothing():
+    """Zero bytes take no memory, negative ones are refused, and a block is freed once."""
+    allocator = CachingAllocator()
+    empty, block = allocator.allocate(0), allocator.allocate(1)
+
+    assert (empty.size, block.size, block.requested) == (0, 512, 1)
+    allocator.free(empty)
+    allocator.free(block)
+    assert allocator.reserved_bytes == 2 * MIB
+    with pytest.raises(ValueError, match="must not be negative"):
+        allocator.allocate(-1)
+    with pytest.raises(ValueError, match="freed once"):
+        allocator.free(block)
+
+
+TEXTS = [
+    "",
+    "expandable_segments:True",
+    " expandable_segments : True , max_split_size_mb : 64 ",
+    "expandable_segments:False,",
+    "max_split_size_mb:20",
+    "large_segment_size_mb:11,max_split_size_mb:11",
+    "max_non_split_rounding_mb:32,max_split_size_mb:40",
+    "garbage_collection_threshold:0.6",
+    "roundup_power2_divisions:4",
+    "roundup_power2_divisions:[256:1,512:2,1024:4,>:8]",
+    "roundup_power2_divisions:[64:0,2:2,>:16],expandable_segments:True",
+    "roundup_power2_divisions:[]",
+    "backend:native,pinned_use_background_threads:True",
+]
+REFUSED = [
+    "expandable_segments:true",
+    "expandable_segments=True",
+    "max_split_size_mb:19",
+    "large_segment_size_mb:10",
+    "large_segment_size_mb:30,max_split_size_mb:20",
+    "max_split_size_mb:20,large_segment_size_mb:30",
+    "max_non_split_rounding_mb:10",
+    "max_split_size_mb:many",
+    "max_split_size_mb:",
+    "max_split_size_mb",
+    "garbage_collection_threshold:0",
+    "garbage_collection_threshold:1.0",
+    "roundup_power2_divisions:3",
+    "roundup_power2_divisions:0",
+    "roundup_power2_divisions:[3:1]",
+    "roundup_power2_divisions:[64:8",
+    ":",
+]
+
+
+def test_settings_are_read_as_torch_reads_them():
+    """Torch accepts and refuses the same texts, and finds the same divisions for every power of two."""
+    torch = pytest.importorskip("torch")
+    tell = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    library = Path(torch.__file__).parent / "lib" / "libc10.so"
+    if tell is None or not library.exists():
+        pytest.skip("this torch does not take allocator settings")
+    ask = ctypes.CDLL(str(library))._ZN3c1016CachingAllocator26AcceleratorAllocatorConfig24roundup_power2_divisionsEm
+    ask.argtypes, ask.restype = [ctypes.c_size_t], ctypes.c_size_t
+    try:
+        for text in TEXTS:
+            tell(text + ",large_segment_size_mb:20" if text and "large" not in text and text[-1] != "," else text)
+            divisions = AllocatorSettings.parse(text).roundup_power2_divisions
+
+            assert [ask(MIB << power) for power in range(16)] == list(divisions), text
+        for text in REFUSED:
+            with pytest.raises((ValueError, RuntimeError)):
+                tell(text)
+            with pytest.raises(InvalidRecipeError):
+                AllocatorSettings.parse(text)
+    finally:
+        tell("large_segment_size_mb:20")
+
+
+def test_unknown_settings_are_refused_with_their_name():
+    """A misspelt key and another backend say what is wrong; keys that change no memory pass."""
+    with pytest.raises(InvalidRecipeError, match="`max_split_size` is no setting of PyTorch's CUDA allocator"):
+        AllocatorSettings.parse("max_split_size:64")
+    with pytest.raises(InvalidRecipeError, match="backend is `cudaMallocAsync`"):
+        AllocatorSettings.parse("backend:cudaMallocAsync")
+
+    assert AllocatorSettings.parse(",".join(f"{key}:1" for key in sorted(IGNORED_KEYS))) == AllocatorSettings()
+
+
+def test_the_environment_is_asked_in_torchs_order(monkeypatch: pytest.MonkeyPatch):
+    """The CUDA variable hides the newer one, which is read where it is alone."""
+    both = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "large_segment_size_mb:32")
+
+    assert AllocatorSettings.from_environment({}) == AllocatorSettings()
+    assert AllocatorSettings.from_environment(both) == AllocatorSettings(max_split_size=64 * MIB)
+    assert AllocatorSettings.from_environment({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}).expandable_segments
+    assert AllocatorSettings.from_environment().large_segment_size == 32 * MIB
