@@ -174,9 +174,9 @@ class _Job:
 
     def outcome(self, device: Device | None) -> advice.Outcome:
         """What the run needs, and the card's verdict: a suggestion's measure."""
-        peak = self.analysis(device).ledger.peak()
-        needed = verdicts_.sizes(peak.nbytes, device)
-        return advice.Outcome(needed.process_bytes, None if device is None else verdicts_.judge(needed, device, peak.phase.value))
+        phase, nbytes = self.analysis(device).ledger.high
+        needed = verdicts_.sizes(nbytes, device)
+        return advice.Outcome(needed.process_bytes, None if device is None else verdicts_.judge(needed, device, phase.value))
 
     def judge(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
         """The verdict of each card, the smallest first."""

@@ -110,6 +110,11 @@ class Rows:
         for allocation in allocations:
             self.add(allocation)
 
+    def extend(self, other: Rows) -> None:
+        """Append the allocations of others."""
+        for column, values in zip(self.columns, other.columns, strict=True):
+            column.extend(values)
+
     def add(self, allocation: Allocation) -> None:
         """Append one allocation."""
         for column, value in zip(self.columns, allocation, strict=True):
@@ -163,21 +168,33 @@ class Ledger:
         return list(accumulate(change[:last]))
 
     @cached_property
-    def peaks(self) -> dict[Phase, Peak]:
-        """The peak of each phase of the timeline."""
+    def highs(self) -> dict[Phase, tuple[int, int]]:
+        """The largest sum of live bytes in each phase of the timeline, and the first step at which it is reached."""
         found: dict[Phase, tuple[int, int]] = {}
         for span in self.timeline:
             stretch = self.curve[span.begin : span.end]
             size = max(stretch, default=0)
             if span.phase not in found or size > found[span.phase][0]:
                 found[span.phase] = (size, span.begin + stretch.index(size))
-        return {phase: Peak(phase, step, size, self.by_category(step)) for phase, (size, step) in found.items()}
+        return found
+
+    @cached_property
+    def peaks(self) -> dict[Phase, Peak]:
+        """The peak of each phase of the timeline."""
+        return {phase: self.peak(phase) for phase in self.highs}
 
     def peak(self, phase: Phase | None = None) -> Peak:
         """The peak of one phase, or of all."""
-        if phase is not None:
-            return self.peaks[phase]
-        return max(self.peaks.values(), key=lambda p: p.nbytes)
+        if phase is None:
+            phase = max(self.highs, key=lambda p: self.highs[p][0])
+        size, step = self.highs[phase]
+        return Peak(phase, step, size, self.by_category(step))
+
+    @property
+    def high(self) -> tuple[Phase, int]:
+        """The phase of the highest peak and its bytes: what a verdict needs, without what it is made of."""
+        phase = max(self.highs, key=lambda p: self.highs[p][0])
+        return phase, self.highs[phase][0]
 
     def by_category(self, step: int) -> dict[Category, int]:
         """Live bytes of each category at a step, in the order of `Category`; they add up to `live_bytes`."""

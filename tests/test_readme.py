@@ -26,7 +26,7 @@ from planner.architecture import family_of, known_families
 from planner.cli.commands import NAMES
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-FENCE = re.compile(r"^```(console|pycon)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(console|pycon)( slow)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"(<!-- (known|unknown) families -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
 QPLAN = "import sys; from planner import cli, stack; stack.detect = lambda: stack.LATEST; cli.main()"
 BLOCKS = list(FENCE.finditer(README.read_text(encoding="utf-8")))
@@ -111,16 +111,22 @@ def check(request: pytest.FixtureRequest, found: str, begin: int, end: int) -> N
     assert text[begin:end] == found, "README.md differs; pytest tests/test_readme.py --overwrite writes it anew"
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=lambda n: BLOCKS[n][2].split("\n")[0][2:62].strip())
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, id=block[3].split("\n")[0][2:62].strip(), marks=pytest.mark.slow if block[2] else ())
+        for number, block in enumerate(BLOCKS)
+    ],
+)
 def test_printed_output_is_what_is_printed(number, request, shell, newest):
     """A block's commands print, letter by letter, what stands below them."""
     block = list(FENCE.finditer(README.read_text(encoding="utf-8")))[number]
     if block[1] == "pycon":
-        found = transcript(block[2])
+        found = transcript(block[3])
     else:
-        found = "".join(f"$ {command}\n{shell(command)}" for command in commands(block[2]))
+        found = "".join(f"$ {command}\n{shell(command)}" for command in commands(block[3]))
 
-    check(request, found, *block.span(2))
+    check(request, found, *block.span(3))
 
 
 @pytest.mark.parametrize("kind", ["known", "unknown"])
@@ -134,7 +140,7 @@ def test_families_are_listed(kind, request):
 
 def test_every_command_has_an_example():
     """Each command is run somewhere in the README."""
-    typed = {command.split()[1] for block in BLOCKS if block[1] == "console" for command in commands(block[2])}
+    typed = {command.split()[1] for block in BLOCKS if block[1] == "console" for command in commands(block[3])}
 
     assert set(NAMES) <= typed
 

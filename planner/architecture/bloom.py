@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from planner.architecture.blocks import plain_mlp, whole_heads
+from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
+from planner.errors import UnsupportedModelError
 
 
 def bloom(config: Fields, out: Table) -> None:
@@ -32,4 +34,46 @@ def bloom(config: Fields, out: Table) -> None:
     out.linear("lm_head", hidden, vocab, tied_to="transformer.word_embeddings" if tied else None)
 
 
-FAMILIES = {"bloom": Family(bloom)}
+def decoder(config: Fields) -> Decoder:
+    """
+    BloomForCausalLM's structure.
+
+    Raises:
+        UnsupportedModelError: The file asks for slices as of tensor-parallel pretraining.
+    """
+    if config.flag("slow_but_exact", default=False) and config.integer("pretraining_tp", default=1) > 1:
+        raise UnsupportedModelError(
+            "slow_but_exact is true in config.json; the closed form does not know products in slices",
+            hint="set slow_but_exact to false",
+        )
+    hidden, heads = config.integer("n_embed", "hidden_size"), config.integer("n_head", "num_attention_heads")
+    from_norms = config.flag("apply_residual_connection_post_layernorm", default=False)
+    layer = Layer(
+        attention=Attention(
+            heads,
+            heads,
+            whole_heads(config, hidden, heads),
+            fused="self_attention.query_key_value",
+            out="self_attention.dense",
+            dropout=config.number("attention_dropout", default=0.0),
+            alibi=True,
+        ),
+        mlp=Mlp(4 * hidden, "bloom_gelu", gate="", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
+        layout="bloom_from_norms" if from_norms else "bloom",
+        norms=(NormSpec("input_layernorm", "layer", hidden), NormSpec("post_attention_layernorm", "layer", hidden)),
+        dropout=config.number("hidden_dropout", default=0.0),
+        returns_weights=True,
+    )
+    return Decoder(
+        hidden_size=hidden,
+        vocab_size=config.integer("vocab_size"),
+        layers=(layer,) * config.layers("n_layer", "num_hidden_layers"),
+        layer_prefix="transformer.h.*.",
+        embedding="transformer.word_embeddings",
+        embedding_norm=NormSpec("transformer.word_embeddings_layernorm", "layer", hidden),
+        norm=NormSpec("transformer.ln_f", "layer", hidden),
+        supports_sdpa=False,
+    )
+
+
+FAMILIES = {"bloom": Family(bloom, decoder)}

@@ -203,6 +203,7 @@ class Decoder:
         rotary_in_fp32: The rotary tables are not cast to the hidden states' dtype (OLMo).
         rotary_tables: How many sets of them there are (Gemma-3: local and global).
         always_masked: The mask is made even where sdpa could do without (Falcon).
+        text_prefix: Of a composite model: only what lies under this path, and the head, works on a batch of text; empty for all.
         supports_sdpa: Whether the family has it (Gemma-2 has not: eager takes its place).
     """
 
@@ -229,3 +230,4 @@ class Decoder:
     rotary_tables: int = 1
     always_masked: bool = False
     supports_sdpa: bool = True
+    text_prefix: str = ""

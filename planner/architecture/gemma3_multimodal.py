@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from planner.architecture import vision
+from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
-from planner.architecture.gemma import gemma3_text
-from planner.architecture.sections import shared_head
+from planner.architecture.gemma import gemma3_decoder, gemma3_text
+from planner.architecture.sections import TEXT, shared_head
 from planner.architecture.table import Table
 
 
@@ -27,4 +28,9 @@ def table(config: Fields, out: Table) -> None:
     shared_head(config, out, dims, tied=True)
 
 
-FAMILIES = {"gemma3": Family(table)}
+def decoder(config: Fields) -> Decoder:
+    """The structure of the text decoder, for batches without images."""
+    return gemma3_decoder(config.section("text_config", default={}), prefix=TEXT)
+
+
+FAMILIES = {"gemma3": Family(table, decoder)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.architecture.blocks import plain_mlp, refusal, whole_heads
+from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import MAX_LAYERS, Fields
 from planner.architecture.table import Table
@@ -82,4 +83,87 @@ def gptj(config: Fields, out: Table) -> None:
     out.linear("lm_head", hidden, vocab, bias=True, tied_to="transformer.wte" if tied else None)
 
 
-FAMILIES = {"gpt_neo": Family(gpt_neo), "gptj": Family(gptj)}
+def gpt_neo_decoder(config: Fields) -> Decoder:
+    """GPTNeoForCausalLM's structure: layers that look at all tokens and those that look at some allocate the same."""
+    hidden, heads = config.integer("hidden_size"), config.integer("num_heads", "num_attention_heads")
+    resid = config.number("resid_dropout", default=0.0)
+    layer = Layer(
+        attention=Attention(
+            heads,
+            heads,
+            whole_heads(config, hidden, heads),
+            q="attn.attention.q_proj",
+            k="attn.attention.k_proj",
+            v="attn.attention.v_proj",
+            out="attn.attention.out_proj",
+            dropout=config.number("attention_dropout", default=0.0),
+            style="gpt_neo",
+        ),
+        mlp=Mlp(
+            config.integer("intermediate_size", default=4 * hidden),
+            config.text("activation_function", default="gelu_new"),
+            gate="",
+            up="mlp.c_fc",
+            down="mlp.c_proj",
+        ),
+        layout="gpt2",
+        norms=(NormSpec("ln_1", "layer", hidden), NormSpec("ln_2", "layer", hidden)),
+        dropout=resid,
+        returns_weights=True,
+    )
+    return Decoder(
+        hidden_size=hidden,
+        vocab_size=config.integer("vocab_size"),
+        layers=(layer,) * config.layers("num_layers", "num_hidden_layers"),
+        layer_prefix="transformer.h.*.",
+        embedding="transformer.wte",
+        positions="transformer.wpe",
+        dropout=config.number("embed_dropout", default=0.0),
+        norm=NormSpec("transformer.ln_f", "layer", hidden),
+        supports_sdpa=False,
+    )
+
+
+def gptj_decoder(config: Fields) -> Decoder:
+    """GPTJForCausalLM's structure."""
+    hidden, heads = config.integer("n_embd", "hidden_size"), config.integer("n_head", "num_attention_heads")
+    head_dim = whole_heads(config, hidden, heads, "n_embd")
+    layer = Layer(
+        attention=Attention(
+            heads,
+            heads,
+            head_dim,
+            q="attn.q_proj",
+            k="attn.k_proj",
+            v="attn.v_proj",
+            out="attn.out_proj",
+            rotary_dim=config.integer("rotary_dim", default=64, minimum=0) or head_dim,
+            rotary_positions=config.integer("n_positions", "max_position_embeddings", default=2048),
+            dropout=config.number("attn_pdrop", default=0.0),
+            style="gptj",
+        ),
+        mlp=Mlp(
+            config.integer("n_inner", default=4 * hidden),
+            config.text("activation_function", default="gelu_new"),
+            gate="",
+            up="mlp.fc_in",
+            down="mlp.fc_out",
+        ),
+        layout="gptj",
+        norms=(NormSpec("ln_1", "layer", hidden),),
+        dropout=config.number("resid_pdrop", default=0.0),
+        returns_weights=True,
+    )
+    return Decoder(
+        hidden_size=hidden,
+        vocab_size=config.integer("vocab_size"),
+        layers=(layer,) * config.layers("n_layer", "num_hidden_layers"),
+        layer_prefix="transformer.h.*.",
+        embedding="transformer.wte",
+        dropout=config.number("embd_pdrop", default=0.0),
+        norm=NormSpec("transformer.ln_f", "layer", hidden),
+        supports_sdpa=False,
+    )
+
+
+FAMILIES = {"gpt_neo": Family(gpt_neo, gpt_neo_decoder), "gptj": Family(gptj, gptj_decoder)}

@@ -110,11 +110,12 @@ def llama_decoder(config: Fields) -> Decoder:
     return llama_like(read_dims(config, strict=True), act=config.text("hidden_act", default="silu"), attention=attention_dropout(config))
 
 
-def mistral_decoder(config: Fields) -> Decoder:
+def mistral_decoder(config: Fields, *, prefix: str = "model.") -> Decoder:
     """MistralForCausalLM's structure: Llama's, with a window."""
     window = config.optional_integer("sliding_window") if "sliding_window" in config.values else 4096
     act = config.text("hidden_act", default="silu")
-    return llama_like(read_dims(config, kv_heads=8), act=act, attention={"sliding_window": window, **attention_dropout(config)})
+    attention = {"sliding_window": window, **attention_dropout(config)}
+    return llama_like(read_dims(config, kv_heads=8), prefix=prefix, act=act, attention=attention)
 
 
 def granite_decoder(config: Fields) -> Decoder:

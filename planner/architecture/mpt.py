@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from planner.architecture.blocks import plain_mlp
+from planner.architecture.blocks import plain_mlp, whole_heads
+from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
@@ -30,4 +31,38 @@ def mpt(config: Fields, out: Table) -> None:
     out.linear("lm_head", hidden, vocab, tied_to="transformer.wte" if tied else None)
 
 
-FAMILIES = {"mpt": Family(mpt)}
+def decoder(config: Fields) -> Decoder:
+    """MptForCausalLM's structure; one dropout, `attn_pdrop`, serves everywhere."""
+    hidden, heads = config.integer("d_model", "hidden_size"), config.integer("n_heads", "num_attention_heads")
+    attention = config.section("attn_config", default={})
+    dropout = attention.number("attn_pdrop", default=0.0)
+    layer = Layer(
+        attention=Attention(
+            heads,
+            heads,
+            whole_heads(config, hidden, heads, "d_model"),
+            fused="attn.Wqkv",
+            out="attn.out_proj",
+            clips=bool(attention.number("clip_qkv", default=0.0)),
+            dropout=dropout,
+            alibi=True,
+            alibi_length=config.integer("max_seq_len", default=2048),
+        ),
+        mlp=Mlp(4 * hidden, "gelu", gate="", up="ffn.up_proj", down="ffn.down_proj"),
+        layout="mpt",
+        norms=(NormSpec("norm_1", "layer", hidden), NormSpec("norm_2", "layer", hidden)),
+        dropout=dropout,
+        returns_weights=True,
+    )
+    return Decoder(
+        hidden_size=hidden,
+        vocab_size=config.integer("vocab_size"),
+        layers=(layer,) * config.layers("n_layers", "num_hidden_layers"),
+        layer_prefix="transformer.blocks.*.",
+        embedding="transformer.wte",
+        norm=NormSpec("transformer.norm_f", "layer", hidden),
+        supports_sdpa=False,
+    )
+
+
+FAMILIES = {"mpt": Family(mpt, decoder)}

@@ -12,6 +12,9 @@ from planner.errors import InvalidConfigError
 
 _Kind = TypeVar("_Kind")
 
+TEXT = "model.language_model."
+"""Where composite models keep their text decoder."""
+
 # The rotary tables of a decoder that places text and images together: `mrope_section` only says which channel belongs to which
 # axis, and a scaling changes no sizes.
 PLAIN_POSITIONS = Fields({})

@@ -79,5 +79,6 @@ def llama_like(
         norm=NormSpec(prefix + "norm", norm, dims.hidden),
         head=head,
         rotary_dim=rotated,
+        text_prefix="" if prefix == "model." else prefix,
     )
     return replace(structure, **(decoder or {}))

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Generic, TypeVar
 
 from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
@@ -18,10 +19,11 @@ from planner.device import Device
 from planner.dtypes import DType
 from planner.engines.loading import unsplit_bytes
 from planner.engines.resting import Resting, rest
-from planner.engines.step import run_step
+from planner.engines.step import Kernels, kernels_of, run_step
 from planner.engines.traps import Trap, find_traps
 from planner.errors import UnsupportedModelError
-from planner.ledger import Category, Ledger, Phase, Rows, Span
+from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
+from planner.ledger import Allocation, Category, Ledger, Phase, Rows, Span
 from planner.preparation import Preparation, prepare
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
@@ -78,60 +80,93 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         UnsupportedRecipeError: The real stack would refuse the recipe on this model.
     """
     capability = device.compute_capability if device else DEFAULT_CAPABILITY
-    known, decoder, preparation, resting = _foundation(spec, recipe, stack, capability)
-    tape = run_step(decoder, preparation, recipe, known, resting, capability)
+    base = _foundation(spec, recipe, stack)
+    known, preparation, resting = base.known, base.preparation, base.resting
+    kernels = kernels_of(preparation, recipe, capability)
+    steps, spans = base.steps.get((kernels, *_values(recipe)), lambda: _steps(base, recipe, kernels))
 
-    rows = Rows(resting.rows)
-    spans = unroll(tape, resting.prepare_end, rows)
     end = spans[-1].end
-    rows.ends[: len(resting.rows)] = [row.end or end for row in resting.rows]
+    rows = Rows(row if row.end else row._replace(end=end) for row in resting.rows)
+    workspace = cublas_workspace(capability[0])
+    for thread in PRODUCT_THREADS:
+        name = f"cuBLAS workspace of the {thread} thread"
+        rows.add(Allocation(name, Category.WORKSPACE, workspace, resting.prepare_end, end))
+    rows.extend(steps)
     ledger = Ledger("analytic", rows, (Span(Phase.PREPARE, 0, resting.prepare_end), *spans))
     return Analysis(
         ledger=ledger,
-        steady_bytes=resting.steady_bytes,
+        steady_bytes=resting.steady_bytes + len(PRODUCT_THREADS) * workspace,
         num_quantized_parameters=preparation.num_quantized_parameters,
         num_trainable_parameters=preparation.num_trainable_parameters,
         paged_bytes=resting.managed_bytes,
         host_ram_bytes=_host_ram(spec, recipe, known) + resting.host_bytes,
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
-        _find_traps=lambda: find_traps(preparation, recipe, lambda r: analyse(spec, r, stack, device).ledger.peak().nbytes),
+        _find_traps=lambda: find_traps(preparation, recipe, lambda r: analyse(spec, r, stack, device).ledger.high[1]),
     )
 
 
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
 """Knobs of a recipe that change the step but nothing that rests in memory."""
 
-_Foundation = tuple[Behaviours, Decoder, Preparation, Resting]
-_foundations: OrderedDict[tuple[object, ...], _Foundation] = OrderedDict()
-_MAX_FOUNDATIONS = 64
+_K, _V = TypeVar("_K"), TypeVar("_V")
 
 
-def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack, capability: tuple[int, int]) -> _Foundation:
-    """What does not depend on the batch; kept for the last few runs, since a sweep over batches asks for it again and again."""
-    knobs = tuple(
+class _Recent(Generic[_K, _V]):
+    """The last few answers: a sweep over batches, or over cards, asks for the same ones again and again."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.answers: OrderedDict[_K, _V] = OrderedDict()
+
+    def get(self, key: _K, make: Callable[[], _V]) -> _V:
+        """The answer for a key, made where it is not known."""
+        if key not in self.answers:
+            self.answers[key] = make()
+            if len(self.answers) > self.most:
+                self.answers.popitem(last=False)
+        return self.answers[key]
+
+
+@dataclass(frozen=True)
+class _Foundation:
+    """What depends neither on the batch nor on the card, and the steps that were planned on it."""
+
+    known: Behaviours
+    decoder: Decoder
+    preparation: Preparation
+    resting: Resting
+    steps: _Recent[tuple[object, ...], tuple[Rows, list[Span]]] = field(default_factory=lambda: _Recent(8))
+
+
+_foundations: _Recent[tuple[object, ...], _Foundation] = _Recent(64)
+
+
+def _values(recipe: Recipe, leave_out: frozenset[str] = frozenset()) -> tuple[object, ...]:
+    """A recipe's knobs as a key."""
+    return tuple(
         tuple(value.items()) if isinstance(value, dict) else value
         for name, value in recipe.__dict__.items()
-        if name not in _STEP_ONLY
+        if name not in leave_out
     )
-    key = (spec, knobs, tuple(stack.versions.items()), capability)
-    found = _foundations.get(key)
-    if found is None:
+
+
+def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
+    def make() -> _Foundation:
         known = behaviours(stack, recipe)
-        decoder = decoder_of(spec)
         preparation = prepare(spec, recipe, known)
-        found = _foundations[key] = (known, decoder, preparation, _resting(spec, preparation, recipe, known, capability))
-        if len(_foundations) > _MAX_FOUNDATIONS:
-            _foundations.popitem(last=False)
-    return found
+        resting = rest(spec, preparation, recipe)
+        unsplit = unsplit_bytes(preparation, recipe, known)
+        resting.add("remainders that are not split off weights", Category.PARAMETER, unsplit, formula="loading, replayed")
+        return _Foundation(known, decoder_of(spec), preparation, resting)
+
+    return _foundations.get((spec, _values(recipe, _STEP_ONLY), tuple(stack.versions.items())), make)
 
 
-def _resting(
-    spec: ModelSpec, preparation: Preparation, recipe: Recipe, known: Behaviours, capability: tuple[int, int]
-) -> Resting:
-    out = rest(spec, preparation, recipe, capability)
-    name = "remainders that the allocator does not split off weights"
-    out.add(name, Category.PARAMETER, unsplit_bytes(preparation, recipe, known), formula="loading replayed through the allocator")
-    return out
+def _steps(base: _Foundation, recipe: Recipe, kernels: Kernels) -> tuple[Rows, list[Span]]:
+    """The rows of one step and their spans, after the preparation."""
+    tape = run_step(base.decoder, base.preparation, recipe, base.known, base.resting, kernels)
+    rows = Rows()
+    return rows, unroll(tape, base.resting.prepare_end, rows)
 
 
 def decoder_of(spec: ModelSpec) -> Decoder:

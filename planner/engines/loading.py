@@ -15,7 +15,7 @@ from planner.recipe import Recipe
 from planner.stack import Behaviours
 from planner.units import ceil_div
 
-_LAYERS_REPLAYED = 24
+_LAYERS_REPLAYED = 12
 """Layers that are replayed one by one; of those beyond, each adds what one of the second half of these added."""
 
 

@@ -1,4 +1,4 @@
-"""What rests on the card: weights, adapters, buffers, optimizer states, workspaces. Exact to the byte."""
+"""What rests on the card: weights, adapters, buffers, optimizer states. Exact to the byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from planner.dtypes import DType
 from planner.formulas.blocks import allocated
 from planner.formulas.optimizer import VARIANTS, Parameter, shared_states, states
 from planner.formulas.weights import DYNAMIC_MAP, four_bit_loading, four_bit_weight, int8_loading, int8_weight
-from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
 from planner.ledger import Allocation, Category
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
@@ -45,7 +44,7 @@ class Resting:
             self.steady_bytes += total
 
 
-def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, capability: tuple[int, int]) -> Resting:
+def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe) -> Resting:
     """
     Everything that lives from step to step, and the largest transient of the preparation.
 
@@ -53,7 +52,6 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, capability: 
         spec: The checkpoint, for its buffers.
         preparation: Its modules as the recipe leaves them.
         recipe: The resolved recipe.
-        capability: Of the card.
     """
     out = Resting()
     transient = 0
@@ -68,8 +66,6 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, capability: 
     if transient:
         out.rows.append(Allocation("largest tensor while it is prepared", Category.TEMPORARY, transient, 1, 2))
     _add_states(out, recipe)
-    for thread in PRODUCT_THREADS:
-        out.add(f"cuBLAS workspace of the {thread} thread", Category.WORKSPACE, cublas_workspace(capability[0]), begin=3)
     return out
 
 

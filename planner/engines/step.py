@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 from planner.architecture.decoder import Attention, Decoder, Layer, NormSpec
 from planner.dtypes import DType
@@ -14,7 +15,7 @@ from planner.formulas.optimizer import VARIANTS, step_temporaries
 from planner.ledger import Category, Phase
 from planner.operations.attention import Positions
 from planner.operations.decoder import Batch, Weights, decoder_layer, normalise
-from planner.operations.elementwise import add_broadcast, dropout, scale
+from planner.operations.elementwise import add_broadcast, dropout, expand, scale
 from planner.operations.experts import Parameter
 from planner.operations.head import chunked_loss, full_loss, logits
 from planner.operations.linear import Linear, Lora
@@ -30,7 +31,7 @@ from planner.tensors import Leaf, Storage, Tensor
 
 
 def run_step(
-    decoder: Decoder, preparation: Preparation, recipe: Recipe, known: Behaviours, resting: Resting, capability: tuple[int, int]
+    decoder: Decoder, preparation: Preparation, recipe: Recipe, known: Behaviours, resting: Resting, kernels: Kernels
 ) -> Tape:
     """
     The tape of a steady step: forward, backward, optimizer.
@@ -41,17 +42,47 @@ def run_step(
         recipe: The resolved recipe.
         known: What the stack does.
         resting: For what the optimizer walks over.
-        capability: Of the card.
+        kernels: What the card runs.
     """
-    return _Step(decoder, preparation, recipe, known, capability).run(resting)
+    return _Step(decoder, preparation, recipe, known, kernels).run(resting)
+
+
+class Kernels(NamedTuple):
+    """
+    What a card's compute capability changes in a step: cards that agree here share it.
+
+    Attributes:
+        is_ampere: Compute capability 8.0 or later: flash attention, grouped products.
+        fused: The 4-bit linears that are multiplied without being dequantised.
+    """
+
+    is_ampere: bool
+    fused: frozenset[str]
+
+
+def kernels_of(preparation: Preparation, recipe: Recipe, capability: tuple[int, int]) -> Kernels:
+    """
+    The kernels that a card of this compute capability runs.
+
+    Source:
+        formulas.four_bit_kernel.
+    """
+    compute, tokens = DType(recipe.compute_dtype), recipe.tokens
+    fused = (
+        row.name
+        for row in preparation.modules
+        if row.quantization in ("nf4", "fp4")
+        and reads_packed_weight(tokens, row.module.out_features, row.module.in_features, compute, capability)
+    )
+    return Kernels(capability >= (8, 0), frozenset(fused))
 
 
 class _Step:
     def __init__(
-        self, decoder: Decoder, preparation: Preparation, recipe: Recipe, known: Behaviours, capability: tuple[int, int]
+        self, decoder: Decoder, preparation: Preparation, recipe: Recipe, known: Behaviours, kernels: Kernels
     ) -> None:
         self.decoder, self.preparation, self.recipe, self.known = decoder, preparation, recipe, known
-        self.capability = capability
+        self.kernels = kernels
         self.t = Tape()
         self.tokens = recipe.tokens
         self.autocast = None if recipe.mixed_precision == "no" else DType(recipe.mixed_precision)
@@ -206,7 +237,8 @@ class _Step:
         if implementation == "sdpa" and (
             recipe.padding or self.decoder.always_masked or (window is not None and recipe.seq_len >= window)
         ):
-            return t.new(numel, DType.BOOL, "attention mask", Category.INPUT)
+            copies = 1 if recipe.padding else recipe.batch_size  # without padding it is one for all sequences, seen by each
+            return expand(t, t.new(numel // copies, DType.BOOL, "attention mask", Category.INPUT), copies)
         return None
 
     def implementation(self) -> str:
@@ -230,7 +262,7 @@ class _Step:
         if implementation != "sdpa":
             return implementation
         half = self.autocast is not None or recipe.dtype != "fp32" and not recipe.kbit_prepare or recipe.compute_dtype != "fp32"
-        flash = mask is None and half and head_dim <= 256 and self.capability >= (8, 0)
+        flash = mask is None and half and head_dim <= 256 and self.kernels.is_ampere
         return "flash" if flash else "efficient"
 
     def schedule(self, input_needs_grad: bool) -> list[tuple[int, int, int]]:
@@ -267,7 +299,7 @@ class _Step:
         t, recipe = self.t, self.recipe
         layer = self.decoder.layers[index]
         weights = self.weights(layer, index)
-        batch = Batch(recipe.batch_size, recipe.seq_len, self.kernel_name(layer.attention.head_dim, positions.mask), self.capability >= (8, 0))
+        batch = Batch(recipe.batch_size, recipe.seq_len, self.kernel_name(layer.attention.head_dim, positions.mask), self.kernels.is_ampere)
 
         def forward(x: Tensor) -> Tensor:
             return decoder_layer(t, x, layer, weights, batch, positions)
@@ -308,9 +340,6 @@ class _Step:
         module, recipe = row.module, self.recipe
         bias = self.leaf(module.bias, row.bias_dtype, row.trainable) if module.bias else None
         compute = DType(recipe.compute_dtype)
-        fused = row.quantization in ("nf4", "fp4") and reads_packed_weight(
-            self.tokens, module.out_features, module.in_features, compute, self.capability
-        )
         return Linear(
             inputs=module.in_features,
             outputs=module.out_features,
@@ -320,7 +349,7 @@ class _Step:
             quant_dtype=row.dtype,
             compute_dtype=compute,
             nested=recipe.double_quant,
-            fused_tokens=self.tokens if fused else 0,
+            fused_tokens=self.tokens if row.name in self.kernels.fused else 0,
             lora=self.lora_of(row),
         )
 
