@@ -182,9 +182,9 @@ class _Job:
         """The verdict of each card, the smallest first."""
         found = []
         for card in sorted(cards, key=lambda c: (verdicts_.budget_bytes(c), c.name)):
-            peak = self.analysis(card).ledger.peak()
-            needed = verdicts_.sizes(peak.nbytes, card)
-            found.append(CardVerdict(_device_report(card, needed), verdicts_.judge(needed, card, peak.phase.value)))
+            phase, nbytes = self.analysis(card).ledger.high
+            needed = verdicts_.sizes(nbytes, card)
+            found.append(CardVerdict(_device_report(card, needed), verdicts_.judge(needed, card, phase.value)))
         return tuple(found)
 
     def suggest(self, device: Device | None) -> tuple[Suggestion, ...]:

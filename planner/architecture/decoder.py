@@ -43,6 +43,7 @@ class Attention:
         rotary_positions: Positions that the attention keeps tables of and copies in every layer (GPT-J); else 0.
         clips: The fused output is clamped (MPT's `clip_qkv`).
         rotary_style: How the family spells it, as in `planner.operations.rotary`.
+        scaled_by_position: Turned queries are multiplied by a number a position (Ministral-3).
         q_norm, k_norm: Normalisations of queries and keys; `width` tells whether by head or over all heads.
         norms_each: Each of these follows its projection (Qwen-3), instead of both following all three (Gemma-3).
         softcap: Scores pass through tanh (Gemma-2, eager only).
@@ -73,6 +74,7 @@ class Attention:
     q_norm: NormSpec | None = None
     k_norm: NormSpec | None = None
     norms_each: bool = False
+    scaled_by_position: bool = False
     softcap: bool = False
     dropout: float = 0.0
     plain_softmax: bool = False
@@ -199,7 +201,7 @@ class Decoder:
         logit_scale: Logits are multiplied by a constant (Cohere, Granite).
         rotary_dim: Width of the rotary tables; 0 without.
         table_style: What a set of them is, as in `planner.operations.rotary`: `doubled` cosines and sines (Llama), `single` (gpt-oss), or
-            `complex` numbers (DeepSeek-V2, Llama-4).
+            `complex` numbers (DeepSeek-V2, Llama-4), or `three_axes` of positions, for every token (Qwen-VL).
         rotary_in_fp32: The rotary tables are not cast to the hidden states' dtype (OLMo).
         rotary_tables: How many sets of them there are (Gemma-3: local and global).
         always_masked: The mask is made even where sdpa could do without (Falcon).

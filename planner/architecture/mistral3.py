@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from planner.architecture import vision
 from planner.architecture.blocks import head, read_dims
+from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
-from planner.architecture.llama import layout
-from planner.architecture.sections import filled, shared_head
+from planner.architecture.llama import layout, mistral_decoder
+from planner.architecture.sections import TEXT, filled, shared_head
+from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
 from planner.errors import UnsupportedModelError
 
@@ -28,13 +30,8 @@ def table(config: Fields, out: Table) -> None:
     Source:
         transformers@5.23.0, models/mistral3/modeling_mistral3.py, Mistral3ForConditionalGeneration.
     """
-    text, image = config.section("text_config", default=_TEXT), config.section("vision_config", default=_IMAGE)
-    kind = text.text("model_type", default="mistral")
-    if kind not in ("mistral", "ministral3"):
-        raise UnsupportedModelError(
-            f"text_config.model_type is '{kind[:40]}'; the text decoder of a mistral3 model is known as mistral or ministral3"
-        )
-    text = filled(text, **{**_BOTH, **(_MISTRAL if kind == "mistral" else _MINISTRAL3)})
+    image = config.section("vision_config", default=_IMAGE)
+    text, _ = _text(config)
     dims = read_dims(text, kv_heads=8)
     patches = image.integer("hidden_size", default=1024)
     merged = patches * config.integer("spatial_merge_size", default=2) ** 2
@@ -63,4 +60,42 @@ def ministral3(config: Fields, out: Table) -> None:
     head(out, layout(config, out.within("model."), read_dims(config, kv_heads=8)))
 
 
-FAMILIES = {"mistral3": Family(table), "ministral3": Family(ministral3)}
+def _text(config: Fields) -> tuple[Fields, str]:
+    """The config of the text decoder with its class's defaults, and which class that is."""
+    text = config.section("text_config", default=_TEXT)
+    kind = text.text("model_type", default="mistral")
+    if kind not in ("mistral", "ministral3"):
+        raise UnsupportedModelError(
+            f"text_config.model_type is '{kind[:40]}'; the text decoder of a mistral3 model is known as mistral or ministral3"
+        )
+    return filled(text, **{**_BOTH, **(_MISTRAL if kind == "mistral" else _MINISTRAL3)}), kind
+
+
+def decoder(config: Fields) -> Decoder:
+    """The structure of the text decoder, for batches without images."""
+    text, kind = _text(config)
+    return mistral_decoder(text, prefix=TEXT) if kind == "mistral" else _ministral3_decoder(text, prefix=TEXT)
+
+
+def ministral3_decoder(config: Fields) -> Decoder:
+    """The structure of the text model alone."""
+    return _ministral3_decoder(filled(config, **{**_BOTH, **_MINISTRAL3}), prefix="model.")
+
+
+def _ministral3_decoder(config: Fields, *, prefix: str) -> Decoder:
+    """
+    Llama's structure, with a window if the config has one, and queries scaled by their positions.
+
+    Source:
+        transformers@5.23.0, models/ministral3/modeling_ministral3.py, Ministral3Attention.forward.
+    """
+    window = config.optional_integer("sliding_window")
+    return llama_like(
+        read_dims(config, kv_heads=8),
+        prefix=prefix,
+        act=config.text("hidden_act", default="silu"),
+        attention={"sliding_window": window, "scaled_by_position": True, **attention_dropout(config)},
+    )
+
+
+FAMILIES = {"mistral3": Family(table, decoder), "ministral3": Family(ministral3, ministral3_decoder)}

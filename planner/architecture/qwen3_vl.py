@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from planner.architecture import vision
 from planner.architecture.blocks import read_dims
+from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.llama import layout
-from planner.architecture.qwen import qwen3_moe_text
-from planner.architecture.sections import PLAIN_POSITIONS, filled, section, shared_head, without
+from planner.architecture.qwen import normed_heads, qwen3_moe_text
+from planner.architecture.sections import PLAIN_POSITIONS, TEXT, filled, section, shared_head, without
+from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
 
 
@@ -19,7 +21,17 @@ def dense(config: Fields, out: Table) -> None:
     Source:
         transformers@5.23.0, models/qwen3_vl/modeling_qwen3_vl.py, Qwen3VLForConditionalGeneration.
     """
-    text = section(
+    text = _dense_text(config)
+    dims = read_dims(text, kv_heads=32, head_dim=128)
+    vision.qwen3_vl(config.section("vision_config", default={}), out.within("model.visual."))
+    bias = text.flag("attention_bias", default=False)
+    layout(PLAIN_POSITIONS, out.within("model.language_model."), dims, bias=bias, qk_norm=True)
+    shared_head(config, out, dims, tied=False)
+
+
+def _dense_text(config: Fields) -> Fields:
+    """The config of the text decoder with its class's defaults."""
+    return section(
         config,
         "text_config",
         hidden_size=4096,
@@ -28,11 +40,24 @@ def dense(config: Fields, out: Table) -> None:
         num_attention_heads=32,
         vocab_size=151_936,
     )
+
+
+def decoder(config: Fields) -> Decoder:
+    """
+    The structure of the dense text decoder, for batches without images: Qwen-3's, with positions along three axes.
+
+    Source:
+        transformers@5.23.0, models/qwen3_vl/modeling_qwen3_vl.py, Qwen3VLTextModel.forward, Qwen3VLTextRotaryEmbedding.
+    """
+    text = _dense_text(config)
     dims = read_dims(text, kv_heads=32, head_dim=128)
-    vision.qwen3_vl(config.section("vision_config", default={}), out.within("model.visual."))
-    bias = text.flag("attention_bias", default=False)
-    layout(PLAIN_POSITIONS, out.within("model.language_model."), dims, bias=bias, qk_norm=True)
-    shared_head(config, out, dims, tied=False)
+    return llama_like(
+        dims,
+        prefix=TEXT,
+        act=text.text("hidden_act", default="silu"),
+        attention={**normed_heads(dims), **attention_dropout(text)},
+        decoder={"table_style": "three_axes"},
+    )
 
 
 def sparse(config: Fields, out: Table) -> None:
@@ -59,4 +84,4 @@ def sparse(config: Fields, out: Table) -> None:
     shared_head(config, out, dims, tied=False)
 
 
-FAMILIES = {"qwen3_vl": Family(dense), "qwen3_vl_moe": Family(sparse)}
+FAMILIES = {"qwen3_vl": Family(dense, decoder), "qwen3_vl_moe": Family(sparse)}

@@ -69,6 +69,18 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe) -> Resting:
     return out
 
 
+_STATISTICS = {
+    False: {"weight": "n/2 bytes", "quant_state.absmax": "4 bytes for 64 weights"},
+    True: {
+        "weight": "n/2 bytes",
+        "quant_state.absmax": "1 byte for 64 weights",
+        "quant_state.state2.absmax": "4 bytes for 16,384 weights",
+        "quant_state.offset": "one number",
+    },
+}
+"""How the tensors of a 4-bit weight come about, for people, without and with double quantisation."""
+
+
 def _add_weight(out: Resting, row: PreparedModule, recipe: Recipe) -> int:
     """The module's own tensors; returns the bytes that live beside them at the worst moment of loading or casting one."""
     module, count, transient = row.module, row.count, 0
@@ -76,13 +88,15 @@ def _add_weight(out: Resting, row: PreparedModule, recipe: Recipe) -> int:
     if row.quantization in ("nf4", "fp4"):
         for tensor in four_bit_weight(n, double_quant=recipe.double_quant):
             category = Category.PARAMETER if tensor.name == "weight" else Category.QUANT_STATE
-            out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, count, f"n = {n:,}")
+            how = _STATISTICS[recipe.double_quant].get(tensor.name, "one table")
+            out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, count, f"{how}, n = {n:,}")
         loading = four_bit_loading(n, DType(recipe.dtype), double_quant=recipe.double_quant)
         transient = sum(allocated(t.nbytes) for t in loading)
     elif row.quantization == "int8":
         for tensor in int8_weight(module.out_features, module.in_features):
             category = Category.PARAMETER if tensor.name == "weight" else Category.QUANT_STATE
-            out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, count, f"n = {n:,}")
+            how = "n bytes" if tensor.name == "weight" else "4 bytes a row"
+            out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, count, f"{how}, n = {n:,}")
         transient = sum(allocated(t.nbytes) for t in int8_loading(n, DType(recipe.dtype)))
     elif not module.tied_to:
         out.add(f"{module.name}: weight", Category.PARAMETER, n * row.dtype.num_bytes, count, f"{module.shape} {row.dtype}")

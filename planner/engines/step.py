@@ -197,7 +197,8 @@ class _Step:
         masks = {window: self.mask(x.dtype, window) for window in windows}
         width, dtype = decoder.rotary_dim, DType.FP32 if decoder.rotary_in_fp32 else x.dtype
         make = TABLES[decoder.table_style]
-        tables = [make(t, self.recipe.seq_len, width, dtype) for _ in range(decoder.rotary_tables if width else 0)]
+        rows = self.tokens if decoder.table_style == "three_axes" else self.recipe.seq_len
+        tables = [make(t, rows, width, dtype) for _ in range(decoder.rotary_tables if width else 0)]
         found = {}
         for layer, attention in attentions.items():
             cos, sin = tables[attention.rotary_table] if tables else (None, None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
 from planner.dtypes import DType
 from planner.operations.attention import Positions, Shape, attend
-from planner.operations.elementwise import act_fn, add, dropout, mul, part, scale, split
+from planner.operations.elementwise import act_fn, add, dropout, mul, mul_broadcast, part, scale, split
 from planner.operations.experts import Context, Parameter
 from planner.operations.families import ATTENTIONS, LAYOUTS
 from planner.operations.gpt_oss import sink_attention
@@ -112,6 +112,8 @@ class Runner:
             cos, sin = self.positions.cos, self.positions.sin
             assert cos is not None and sin is not None
             q, k, held = apply_rotary(t, q, k, cos, sin, spec)
+        if spec.scaled_by_position:
+            q = mul_broadcast(t, q, t.new(batch.length, q.dtype, "scales of positions"), "scaled queries")
         by_head = spec.rotary_dim > 0 and spec.rotary_style in JOINED
         shape = Shape(batch.size, batch.length, spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim, by_head)
         kernel = "eager" if spec.forces_eager else batch.kernel

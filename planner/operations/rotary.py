@@ -81,10 +81,34 @@ def _complex_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Ten
     return freqs_cis, freqs_cis
 
 
+def _three_axes(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tensor, Tensor]:
+    """
+    Cosines and sines [B, S, width] of positions along three axes, with a row for every token; the axes take turns by the channel.
+
+    Source:
+        transformers@5.23.0, models/qwen2_vl/modeling_qwen2_vl.py, Qwen2VLRotaryEmbedding.forward; models/qwen3_vl.
+    """
+    half = length * width // 2
+    positions = t.new(3 * length, DType.FP32, "positions in fp32")
+    freqs = t.new(3 * half, DType.FP32, "angles")
+    del positions
+    raw = t.new(3 * half, DType.FP32, "cosines")
+    cos = t.new(3 * half, DType.FP32, "cosines")
+    raw = t.new(3 * half, DType.FP32, "sines")
+    sin = t.new(3 * half, DType.FP32, "sines")
+    del raw
+    sin = t.new(2 * half, DType.FP32, "sines of the axes")
+    cos = t.new(2 * half, DType.FP32, "cosines of the axes")
+    cos, sin = t.cast(cos, dtype, "rotary cosines"), t.cast(sin, dtype, "rotary sines")
+    del freqs
+    return cos, sin
+
+
 TABLES: dict[str, Callable[[Tape, int, int, DType], tuple[Tensor, Tensor]]] = {
     "doubled": rotary_tables,
     "single": _single_tables,
     "complex": _complex_tables,
+    "three_axes": _three_axes,
 }
 
 

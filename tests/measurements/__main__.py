@@ -49,6 +49,11 @@ def summary(name: str) -> Iterator[str]:
     for column in SUMMARIES[name]:
         median, worst = median_and_worst(error[column] for error in every)
         yield f"  {TITLES[column]:22s} median {100 * median:6.3f} %   worst {100 * worst:+7.3f} %"
+    verdicts = [(report(run).verdict, run.measured["process_peak_bytes"]) for run in runs(name)]
+    covered = sum(abs(verdict.required_bytes - measured) <= verdict.error_bytes for verdict, measured in verdicts)
+    fitting = sum(verdict.fits for verdict, _ in verdicts)
+    total = len(every)
+    yield f"  process within the verdict's stated error: {covered} of {total}; said to fit: {fitting} of {total}, all ran"
 
 
 def main() -> None:

@@ -62,9 +62,7 @@ def runs(name: str) -> tuple[Run, ...]:
     """The runs of an archive: `T4`, `A100` or `L40S`."""
     archive = document(name)
     stack = ",".join(f"{package}=={version}" for package, version in archive["stack"].items())
-    return tuple(
-        Run(row["id"], row["model"], archive["gpu"], stack, row["recipe"], row["measured"]) for row in archive["rows"]
-    )
+    return tuple(Run(row["id"], row["model"], archive["gpu"], stack, row["recipe"], row["measured"]) for row in archive["rows"])
 
 
 def report(run: Run) -> Report:
