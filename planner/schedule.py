@@ -272,6 +272,8 @@ class Tape:
                 node(self)
             elif node.grads[0] is not None or (len(node.grads) > 1 and any(node.grads)):
                 self._run(node)
+            else:  # without a gradient a node does nothing, but the engine visits it, and it lets go of what it saved
+                node.saved, node.frame = (), None
         self.grad_enabled, self.category = enabled, category
 
     def _run(self, node: Node) -> None:
@@ -280,6 +282,8 @@ class Tape:
         grads, node.grads = node.grads, []
         edges = node.edges
         outputs = list(node.run(self, grads, node.saved))
+        if node.frame is not None:  # torch/utils/checkpoint.py, unpack_hook: what was recomputed is handed over for good
+            node.saved = ()
         for i, edge in enumerate(edges):
             grad = outputs[i]
             if grad is not None and edge is not None and grad.dtype is not edge[2]:
@@ -299,7 +303,9 @@ class Tape:
                 if held is None:
                     return  # the engine's buffer keeps it until the other user's gradient is there
                 del self._shared[id(target)]
-                grad = held if self.accumulates_in_place else self.new(grad.numel, grad.dtype, "gradient sum")
+                # A linear's weight gradient is a transposed view: its base is a second reference to the storage, so that
+                # can_accumulate_inplace says no, for real tensors too.
+                grad = self.new(grad.numel, grad.dtype, "gradient sum")
                 del held
             if target.grad is None:
                 target.grad = grad

@@ -4,7 +4,6 @@ Follows the storages that operations make, so that a test can say how many bytes
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -82,7 +81,6 @@ class Figures(NamedTuple):
 
 def of_torch(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Figures:
     """What the real operations make; tensors of one element are not counted."""
-    gc.collect()
     live = LiveStorages(scalars=False)
     with live:
         out = function(*inputs)
@@ -107,7 +105,9 @@ def of_tape(function: Callable[..., Tensor], *inputs: Tensor, autocast: DType | 
         out = function(tape, *inputs)
     end_of_forward = len(tape.events)
     if out.requires_grad:
-        tape.backward(out, tape.new(out.numel, out.dtype, "gradient of the output"))
+        seed = tape.new(out.numel, out.dtype, "gradient of the output")
+        tape.backward(out, seed)
+        del seed
     tape.free_graph()
     del out
     curve = live_curve(tape)

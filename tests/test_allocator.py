@@ -157,8 +157,8 @@ class Model:
             return self.expand(self.spaces[large], size, page)
         if not self.take(segment):
             return None
-        self.spaces[large].append(Space(segment, segment, {0}))
-        return self.spaces[large][-1], 0, segment
+        self.spaces[large].insert(0, Space(segment, segment, {0}))  # below those before it
+        return self.spaces[large][0], 0, segment
 
     def expand(self, spaces: list[Space], size: int, page: int) -> tuple[Space, int, int] | None:
         room = [found for space in spaces if (found := self.room(space, size))]
@@ -403,7 +403,7 @@ def test_a_full_card_gives_oversize_blocks_back_first():
         allocator.allocate(request * MIB)
         left.append([segment.size // MIB for segment in allocator.segments()])
 
-    assert left == [[12, 40, 20], [12, 60]]
+    assert left == [[20, 40, 12], [60, 12]]
 
 
 def test_a_memory_fraction_is_of_the_whole_card():
@@ -429,7 +429,7 @@ def test_garbage_collection_releases_what_waited_longest():
     allocator.free(recent)
     allocator.allocate(30 * MIB)
 
-    assert [segment.size for segment in allocator.segments()] == [14 * MIB, 16 * MIB, 30 * MIB]
+    assert [segment.size for segment in allocator.segments()] == [30 * MIB, 16 * MIB, 14 * MIB]
     assert (allocator.num_flushes, allocator.capacity) == (0, 80 * MIB)
 
 

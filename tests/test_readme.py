@@ -1,8 +1,9 @@
 """
 What README.md prints is what the program prints.
 
-Every ```console block is run, command by command, and every ```pycon block, line by line, both with the newest profile of the
-stack, at 80 columns, without a GPU. `pytest tests/test_readme.py --overwrite` writes the outputs anew.
+Every ```console block is run, command by command, and every ```pycon block, line by line: at 80 columns, without a GPU, and as if
+nothing of the stack were installed, as after the README's first command. Blocks marked `slow` run with the slow tests.
+`pytest tests/test_readme.py --overwrite` writes the outputs anew.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.oracle.matrix import MODELS
 README = Path(__file__).resolve().parent.parent / "README.md"
 FENCE = re.compile(r"^```(console|pycon)( slow)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"(<!-- (known|held|unknown) families -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
-QPLAN = "import sys; from planner import cli, stack; stack.detect = lambda: stack.LATEST; cli.main()"
+QPLAN = "import sys; from planner import cli, stack; stack._installed = dict; cli.main()"
 BLOCKS = list(FENCE.finditer(README.read_text(encoding="utf-8")))
 
 
@@ -68,9 +69,9 @@ def shell(tmp_path: Path, repository: Path) -> Callable[[str], str]:
 
 
 @pytest.fixture
-def newest(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The newest profile stands for whatever is installed; no card is seen."""
-    monkeypatch.setattr(stack, "detect", lambda: stack.LATEST)
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing of the stack is installed, as after the README's first command; no card is seen."""
+    monkeypatch.setattr(stack, "_installed", dict)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     api._parsed_stack.cache_clear()
     yield
@@ -119,7 +120,7 @@ def check(request: pytest.FixtureRequest, found: str, begin: int, end: int) -> N
         for number, block in enumerate(BLOCKS)
     ],
 )
-def test_printed_output_is_what_is_printed(number, request, shell, newest):
+def test_printed_output_is_what_is_printed(number, request, shell, bare):
     """A block's commands print, letter by letter, what stands below them."""
     block = list(FENCE.finditer(README.read_text(encoding="utf-8")))[number]
     if block[1] == "pycon":

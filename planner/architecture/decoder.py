@@ -233,3 +233,7 @@ class Decoder:
     always_masked: bool = False
     supports_sdpa: bool = True
     text_prefix: str = ""
+
+    def reaches(self, name: str) -> bool:
+        """Whether a module works on a batch of text; a tower for images does not."""
+        return name.startswith(self.text_prefix) or name == self.head

@@ -154,10 +154,11 @@ def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
     def make() -> _Foundation:
         known = behaviours(stack, recipe)
         preparation = prepare(spec, recipe, known)
-        resting = rest(spec, preparation, recipe)
+        decoder = decoder_of(spec)
+        resting = rest(spec, preparation, recipe, decoder.reaches)
         unsplit = unsplit_bytes(preparation, recipe, known)
         resting.add("remainders that are not split off weights", Category.PARAMETER, unsplit, formula="loading, replayed")
-        return _Foundation(known, decoder_of(spec), preparation, resting)
+        return _Foundation(known, decoder, preparation, resting)
 
     return _foundations.get((spec, _values(recipe, _STEP_ONLY), tuple(stack.versions.items())), make)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from planner.dtypes import DType
@@ -44,7 +45,7 @@ class Resting:
             self.steady_bytes += total
 
 
-def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe) -> Resting:
+def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, reached: Callable[[str], bool]) -> Resting:
     """
     Everything that lives from step to step, and the largest transient of the preparation.
 
@@ -52,12 +53,16 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe) -> Resting:
         spec: The checkpoint, for its buffers.
         preparation: Its modules as the recipe leaves them.
         recipe: The resolved recipe.
+        reached: Whether a module, by its name, works in a step. What does not gets no gradient, and an optimizer skips it.
     """
     out = Resting()
     transient = 0
     for row in preparation.modules:
+        trained = len(out.trainables)
         transient = max(transient, _add_weight(out, row, recipe))
         _add_adapter(out, row)
+        if not reached(row.module.name):
+            del out.trainables[trained:]
     if recipe.is_quantized and recipe.double_quant and recipe.quantization != "int8":
         out.add("bitsandbytes: shared dynamic map", Category.QUANT_STATE, DYNAMIC_MAP.nbytes, formula="256 fp32")
     for buffer in spec.buffers:

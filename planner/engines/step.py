@@ -8,7 +8,7 @@ from typing import NamedTuple
 from planner.architecture.decoder import Attention, Decoder, Layer, NormSpec
 from planner.dtypes import DType
 from planner.engines.resting import Resting
-from planner.formulas.blocks import total_allocated
+from planner.formulas.blocks import allocated, total_allocated
 from planner.formulas.four_bit_kernel import reads_packed_weight
 from planner.formulas.gradients import clip_grad_norm
 from planner.formulas.optimizer import VARIANTS, step_temporaries
@@ -16,8 +16,10 @@ from planner.ledger import Category, Phase
 from planner.operations.attention import Positions
 from planner.operations.decoder import Batch, Weights, decoder_layer, normalise
 from planner.operations.elementwise import add_broadcast, dropout, expand, scale
+from planner.operations.embedding import adapted_lookup, lookup
 from planner.operations.experts import Parameter
-from planner.operations.head import chunked_loss, full_loss, logits
+from planner.operations.fused_head import chunked_loss, liger_loss
+from planner.operations.head import full_loss, logits
 from planner.operations.linear import Linear, Lora
 from planner.operations.lora import linear
 from planner.operations.norm import Norm
@@ -93,6 +95,7 @@ class _Step:
         t, recipe = self.t, self.recipe
         with t.phase(Phase.FORWARD):
             inputs = [Storage(t, 8 * self.tokens, name, Category.INPUT) for name in ("input ids", "labels", "attention mask")]
+            earlier = self.accumulated(resting)
             loss, output = self.forward()
         with t.phase(Phase.BACKWARD):
             t.category = Category.TEMPORARY
@@ -101,8 +104,16 @@ class _Step:
             t.free_graph()
         with t.phase(Phase.OPTIMIZER_STEP):
             self.optimizer_step(resting)
+            del earlier
         del output, inputs
         return t
+
+    def accumulated(self, resting: Resting) -> Storage | None:
+        """The gradients of earlier micro-batches, all of them alive from the start; new ones are added to them and die."""
+        if self.recipe.grad_accum == 1:
+            return None
+        nbytes = sum(count * allocated(parameter.nbytes) for parameter, count in resting.trainables)
+        return Storage(self.t, nbytes, "accumulated gradients", Category.GRADIENT)
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
         """The loss, and the output where the entry point keeps it alive."""
@@ -112,7 +123,9 @@ class _Step:
         with t.autocasting(self.autocast) if self.autocast else nullcontext():
             hidden = self.backbone()
             if recipe.loss == "chunked":
-                loss = chunked_loss(t, hidden, head, sequences=recipe.batch_size, vocab=decoder.vocab_size)
+                loss = chunked_loss(t, hidden, head, sequences=recipe.batch_size, metrics=recipe.entry_point == "trl")
+            elif recipe.loss == "liger":
+                loss = liger_loss(t, hidden, head, sequences=recipe.batch_size, adds_in_place=self.kernels.is_ampere)
             else:
                 output = logits(t, hidden, head, softcap=decoder.logit_softcap, scaled=decoder.logit_scale)
                 shifts = self.known.loss_extra_copies > 0 and recipe.batch_size > 1
@@ -153,9 +166,13 @@ class _Step:
         t, decoder = self.t, self.decoder
         embedding = self.at(decoder.embedding, None)
         table = self.owned(embedding)
-        x = self.looked_up(table, embedding.module.shape[1])
-        if decoder.embedding_scale:
-            x = scale(t, x, "scaled embedding")
+        lora = self.lora_of(embedding)
+        if lora is not None:
+            x = adapted_lookup(t, table, self.tokens, embedding.module.shape[1], lora, scaled=decoder.embedding_scale)
+        else:
+            x = lookup(t, table, self.tokens, embedding.module.shape[1])
+            if decoder.embedding_scale:
+                x = scale(t, x, "scaled embedding")
         if self.recipe.gradient_checkpointing and not x.requires_grad:
             x = Leaf.of(x)
         if decoder.embedding_multiplier:
@@ -165,22 +182,13 @@ class _Step:
         held.append(x)
         if decoder.positions:
             position = self.at(decoder.positions, None)
-            places = self.leaf(position.module.weight_numel, position.dtype, position.trainable)
+            places = self.owned(position)
             copies = 1 if decoder.positions_by_token else self.recipe.batch_size
-            held.append(self.looked_up(places, decoder.hidden_size, self.tokens // copies))
+            held.append(lookup(t, places, self.tokens // copies, decoder.hidden_size, "position embedding"))
             x = add_broadcast(t, x, held[-1], copies, "embedding with positions")
         if decoder.embedding_norm is not None:
             x = normalise(t, decoder.embedding_norm, x, self.outer_norm(decoder.embedding_norm))
         return dropout(t, x, decoder.dropout)
-
-    def looked_up(self, table: Tensor, width: int, rows: int | None = None) -> Tensor:
-        """nn.Embedding: a row a token; its backward makes a gradient of the whole table."""
-        t = self.t
-        x = t.new((rows or self.tokens) * width, table.dtype, "embedding")
-        if t.tracks(table):
-            numel = table.numel
-            t.record(x, (table,), None, lambda t, grads, saved: (t.new(numel, table.dtype, "gradient of the embedding"),))
-        return x
 
     def positions(self, x: Tensor) -> dict[int, Positions]:
         """
@@ -339,7 +347,7 @@ class _Step:
     def linear_of(self, row: PreparedModule) -> Linear:
         """A linear with its leaves."""
         module, recipe = row.module, self.recipe
-        bias = self.leaf(module.bias, row.bias_dtype, row.trainable) if module.bias else None
+        bias = self.bias_of(row)
         compute = DType(recipe.compute_dtype)
         return Linear(
             inputs=module.in_features,
@@ -364,17 +372,27 @@ class _Step:
         return Lora(adapter.rank, a, b, self.recipe.dropout, magnitude)
 
     def owned(self, row: PreparedModule) -> Tensor:
-        """The weight; a tied one is its owner's, so that both gradients meet in one tensor."""
+        """
+        The weight, or the copy that `modules_to_save` trains in its place; a tied one is its owner's, so that both gradients meet in
+        one tensor, but a copy is tied to nothing.
+        """
         module = row.module
+        if row.saved_copy is not None:
+            return self.leaf(module.weight_numel, row.saved_copy, True)
         if module.layers is not None:
             return self.leaf(module.weight_numel, row.dtype, row.trainable)
         name = module.tied_to or module.name
         if name not in self.owners:
-            trained = row.trainable or row.saved_copy is not None
-            self.owners[name] = self.leaf(module.weight_numel, row.saved_copy or row.dtype, trained)
+            self.owners[name] = self.leaf(module.weight_numel, row.dtype, row.trainable)
         else:
             self.t.share(self.owners[name])
         return self.owners[name]
+
+    def bias_of(self, row: PreparedModule) -> Tensor | None:
+        """Its bias, if it has one."""
+        if not row.module.bias:
+            return None
+        return self.leaf(row.module.bias, row.saved_copy or row.bias_dtype, row.trainable or row.saved_copy is not None)
 
     def leaf(self, numel: int, dtype: DType, trainable: bool) -> Tensor:
         """A parameter: it rests outside the tape. Trained ones keep the gradient of earlier micro-batches."""
@@ -382,7 +400,7 @@ class _Step:
         if trainable:
             self.leaves.append(leaf)
             if self.recipe.grad_accum > 1:
-                leaf.grad = Tensor(Storage(self.t, numel * dtype.num_bytes, "accumulated gradient", Category.GRADIENT), numel, dtype)
+                leaf.grad = Tensor(None, numel, dtype)  # rests among what `accumulated` counts
         return leaf
 
     def outer_norm(self, spec: NormSpec) -> Weights:
@@ -392,9 +410,7 @@ class _Step:
         return Weights({}, {spec.name: self.norm_of(self.at(spec.name, None), spec.kind, spec.width)})
 
     def norm_of(self, row: PreparedModule, kind: str, width: int) -> Norm:
-        weight = self.leaf(row.module.weight_numel, row.dtype, row.trainable)
-        bias = self.leaf(row.module.bias, row.bias_dtype, row.trainable) if row.module.bias else None
-        return Norm(kind, width or row.module.weight_numel, weight, bias)
+        return Norm(kind, width or row.module.weight_numel, self.owned(row), self.bias_of(row))
 
     def at(self, name: str, layer: int | None) -> PreparedModule:
         row = self.preparation.at(name, layer)

@@ -15,6 +15,7 @@ from planner.operations.elementwise import (
     add_constant,
     copy,
     dropout,
+    expand,
     repeat,
     scale,
 )
@@ -58,6 +59,11 @@ class Shape:
     def groups(self) -> int:
         """Query heads to one key/value head."""
         return self.heads // self.kv_heads
+
+    @property
+    def expands(self) -> bool:
+        """Whether several query heads share the only key/value head."""
+        return self.kv_heads == 1 < self.heads
 
 
 @dataclass
@@ -151,7 +157,7 @@ def _efficient(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions
         native/transformers/attention.cpp, convert_boolean_attn_mask.
     """
     if positions.mask is not None:  # transformers expands where there is a mask, before autocast sees the operands
-        k, v = repeat(t, k, shape.groups), repeat(t, v, shape.groups)
+        k, v = repeat_kv(t, k, shape), repeat_kv(t, v, shape)
         q, k, v = t.lower(q), t.lower(k), t.lower(v)
     else:
         q, k, v = t.lower(q), t.lower(k), t.lower(v)
@@ -184,6 +190,16 @@ class _KernelBackward:
         return made
 
 
+def repeat_kv(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """
+    Keys or values for every query head: copies, but where all heads share one, of which a view stands for all.
+
+    Source:
+        transformers@5.23.0, models/llama/modeling_llama.py, repeat_kv: `expand`, then `reshape`, which copies unless a dimension is 1.
+    """
+    return expand(t, x, shape.groups) if shape.expands else repeat(t, x, shape.groups)
+
+
 def _eager(
     t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, positions: Positions, spec: Attention, held: list[Tensor] | None
 ) -> Tensor:
@@ -193,8 +209,8 @@ def _eager(
     Source:
         transformers@5.23.0, models/llama/modeling_llama.py, eager_attention_forward; softcap: models/gemma2.
     """
-    k, v = repeat(t, k, shape.groups), repeat(t, v, shape.groups)
-    keys_strided = (not shape.heads_first, shape.groups == 1 and not shape.heads_first)
+    k, v = repeat_kv(t, k, shape), repeat_kv(t, v, shape)
+    keys_strided = (not shape.heads_first, shape.expands or (shape.groups == 1 and not shape.heads_first))
     weights = scale(t, batched(t, q, k, shape, shape.scores, strided=keys_strided), "scaled scores")
     if spec.softcap:
         from planner.operations.elementwise import activation_of_result
@@ -211,7 +227,7 @@ def _eager(
     weights = dropout(t, weights, spec.dropout)
     if held is not None:
         held.append(weights)
-    out = batched(t, weights, v, shape, shape.tokens * shape.heads * shape.value_dim, strided=(False, shape.groups == 1))
+    out = batched(t, weights, v, shape, shape.tokens * shape.heads * shape.value_dim, strided=(False, shape.groups == 1 or shape.expands))
     return copy(t, out, "attention output")
 
 

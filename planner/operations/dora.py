@@ -55,10 +55,15 @@ def _delta(t: Tape, layer: Linear, lora: Lora) -> tuple[Tensor, list[Tensor]]:
     """
     inputs = layer.inputs
     t.lower(lora.a), t.lower(lora.b)  # the copies that autocast keeps for the adapter itself
-    eye = t.lower(t.new(inputs * inputs, lora.a.dtype, "identity", Category.TEMPORARY))
-    bottleneck = t.new(inputs * lora.rank, eye.dtype, "A of the identity", Category.TEMPORARY)
-    delta = t.new(inputs * layer.outputs, eye.dtype, "merged adapter", Category.TEMPORARY)
-    return delta, ([] if t.drops_saved or not t.grad_enabled else [eye, bottleneck])
+    identity = t.new(inputs * inputs, lora.a.dtype, "identity", Category.TEMPORARY)
+    eye = t.lower(identity)
+    dtype = eye.dtype
+    bottleneck = t.new(inputs * lora.rank, dtype, "A of the identity", Category.TEMPORARY)
+    graph = [] if t.drops_saved or not t.grad_enabled else [eye, bottleneck]
+    del eye
+    delta = t.new(inputs * layer.outputs, dtype, "merged adapter", Category.TEMPORARY)
+    del identity
+    return delta, graph
 
 
 def _dense(t: Tape, layer: Linear) -> Tensor:

@@ -233,21 +233,23 @@ def _liger_gradients(
     grad_weight = t.new(weight.numel, weight.dtype, "gradient of the head") if weight.requires_grad else None
     losses, mask = t.new(tokens, DType.FP32, "loss of each token"), t.new(tokens, DType.BOOL, "mask of scored positions")
     writes_out = hidden.dtype is weight.dtype is compute
-    casts_rows = rows * width * (hidden.dtype is not compute)
-    casts_weight = weight.numel * (weight.dtype is not compute)
-    operands = t.new(casts_rows, compute, "autocast copy"), t.new(casts_weight, compute, "autocast copy", Category.TEMPORARY)
-    logits = t.new(rows * vocab, compute, "chunk of logits", Category.LOGITS)
-    del operands
-    if not writes_out:
-        lowered = t.lower(weight) if weight.dtype is not compute else None
-        step = t.new(rows * width, compute, "gradient of a chunk")
-        del step, lowered
-    if grad_weight is not None:
-        again = t.new(casts_rows, compute, "autocast copy")
-        if not adds_in_place or compute is DType.FP32:
-            product = t.new(weight.numel, compute, "gradient of the head from a chunk", Category.TEMPORARY)
-            del again
-            high = t.cast(product, DType.FP32, "the same in fp32", Category.TEMPORARY)
-            del product, high
-    del logits, losses, mask
+    for n in (rows, smaller(tokens - rows, rows)):  # a second chunk meets the copy of a trained weight that autocast keeps
+        casts_rows = n * width * (hidden.dtype is not compute)
+        casts_weight = weight.numel * (weight.dtype is not compute) * (n > 0)
+        operands = t.new(casts_rows, compute, "autocast copy"), t.new(casts_weight, compute, "autocast copy", Category.TEMPORARY)
+        logits = t.new(n * vocab, compute, "chunk of logits", Category.LOGITS)
+        del operands
+        if not writes_out:
+            lowered = t.lower(weight)
+            step = t.new(n * width, compute, "gradient of a chunk")
+            del step, lowered
+        if grad_weight is not None:
+            again = t.new(casts_rows, compute, "autocast copy")
+            if not adds_in_place or compute is DType.FP32:
+                product = t.new(weight.numel * (n > 0), compute, "gradient of the head from a chunk", Category.TEMPORARY)
+                del again
+                high = t.cast(product, DType.FP32, "the same in fp32", Category.TEMPORARY)
+                del product, high
+        del logits
+    del losses, mask
     return grad_hidden, grad_weight
