@@ -106,7 +106,7 @@ def local_device() -> Device | None:
     if "pynvml" not in sys.modules and not _may_have_driver():
         return None
     try:
-        import pynvml  # noqa: PLC0415 - only a machine with a card needs it
+        import pynvml
     except ImportError:
         return None
     try:

@@ -30,7 +30,7 @@ class DType(str, Enum):
     UINT8 = "uint8"
     BOOL = "bool"
 
-    def __new__(cls, value: str) -> DType:
+    def __new__(cls, value: str) -> DType:  # noqa: PYI034, D102 - an enum makes its members here
         member = str.__new__(cls, value)
         member._value_ = value
         member.num_bytes = _NUM_BYTES[value]
@@ -38,7 +38,7 @@ class DType(str, Enum):
         return member
 
     def __str__(self) -> str:
-        return self.value
+        return str(self.value)
 
     @classmethod
     def parse(cls, name: str) -> DType:

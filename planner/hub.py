@@ -317,10 +317,10 @@ def _within(seconds: float, work: Callable[[], T]) -> T | None:
 def _library() -> Any:
     """huggingface_hub and the submodules that are used, imported here for the first time: it costs 0.3 s."""
     try:
-        import huggingface_hub  # noqa: PLC0415
-        import huggingface_hub.constants  # noqa: PLC0415
-        import huggingface_hub.errors  # noqa: PLC0415
-        import huggingface_hub.utils  # noqa: PLC0415
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except (ImportError, ValueError) as error:  # it reads HF_ENDPOINT and the like at import, and raises on nonsense
         reason = printable(str(error), 120)
         raise HubError(f"huggingface_hub cannot be imported: {reason}", hint=f"check HF_ENDPOINT, {_LOCAL_WAY_OUT}") from error

@@ -286,6 +286,13 @@ class _Builder:
             return _parameter_adapter(module, rank, dtype)
         if not adapted:
             return None
+        if module.kind is ModuleKind.LINEAR_SUBCLASS and leaf(module.name) == "router":
+            # phimoe and llama4: the router's forward returns a tuple, which lora.Linear.forward (peft@0.21.2) asks for its dtype
+            raise UnsupportedRecipeError(
+                f"targets match `{module.name}`, whose forward returns several tensors; PEFT cannot adapt it and fails in the first step: "
+                "'tuple' object has no attribute 'dtype'",
+                hint=f"pass --targets {self._attention_targets(leaf(module.name))}",
+            )
         if module.name == self.head and self.known.has_fused_head:
             raise UnsupportedRecipeError(
                 f"targets match `{module.name}`; TRL refuses: Applying a PEFT adapter to `lm_head` is not supported, "
@@ -325,10 +332,10 @@ class _Builder:
                 hint=f"pass --targets {others}",
             )
 
-    def _attention_targets(self) -> str:
+    def _attention_targets(self, *without: str) -> str:
         old = OLD_EXPERT_NAMES.get(self.spec.model_type, {})
         names = dict.fromkeys(leaf(module.name) for module in self.spec.modules if module.is_linear and module.name != self.head)
-        return ",".join(name for name in names if name not in old)
+        return ",".join(name for name in names if name not in old and name not in without)
 
 
 def _keys_not_to_convert(spec: ModelSpec, head: str | None) -> list[str]:

@@ -19,30 +19,13 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from planner.checkpointing import Frame, Rerun, StopRecomputation
 from planner.dtypes import DType
 from planner.ledger import Category, Phase
 from planner.tensors import Backward, Grads, Leaf, Node, Saved, Storage, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-class StopRecomputation(Exception):  # noqa: N818 - a signal, not an error: PyTorch names its own the same way
-    """Raised inside a recomputation once everything that backward needs has been saved again."""
-
-
-class _Frame:
-    """One region under non-reentrant checkpointing."""
-
-    __slots__ = ("autocast", "done", "function", "nodes", "recomputed", "tensor", "total")
-
-    def __init__(self, function: Callable[[Tensor], Tensor], tensor: Tensor, autocast: DType | None) -> None:
-        self.function = function
-        self.tensor = tensor
-        self.autocast = autocast
-        self.nodes: list[Node] = []
-        self.recomputed: list[Saved] = []
-        self.total = 0
-        self.done = False
 
 
 class Segment(NamedTuple):
@@ -93,7 +76,7 @@ class Tape:
         self._casts: dict[int, Tensor] = {}
         self._kept: list[Tensor] = []
         self._shared: dict[int, Tensor | None] = {}
-        self._frame: _Frame | None = None
+        self._frame: Frame | None = None
         self._recomputing = False
         self._phase = Phase.FORWARD
         self._begin = 0
@@ -221,7 +204,7 @@ class Tape:
         return self._reentrant(function, x) if reentrant else self._non_reentrant(function, x)
 
     def _non_reentrant(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        self._frame = _Frame(function, x, self.autocast)
+        self._frame = Frame(function, x, self.autocast)
         try:
             return function(x)
         finally:
@@ -234,10 +217,10 @@ class Tape:
         finally:
             self.grad_enabled = before
         if self.tracks(x):
-            self.record(out, (x,), self.save(x), _Rerun(function, self.autocast))
+            self.record(out, (x,), self.save(x), Rerun(function, self.autocast))
         return out
 
-    def _recompute(self, frame: _Frame) -> None:
+    def _recompute(self, frame: Frame) -> None:
         """Run a region again, keep what it saves, and give it to the nodes of the first run."""
         self._frame, self._recomputing, self.grad_enabled = frame, True, True
         category, self.category = self.category, Category.ACTIVATION
@@ -250,7 +233,7 @@ class Tape:
         finally:
             self._frame, self._recomputing, self.grad_enabled = None, False, False
             self.category = category
-        for node, saved in zip(frame.nodes, frame.recomputed):
+        for node, saved in zip(frame.nodes, frame.recomputed, strict=False):  # early stop: the last ones may be missing
             node.saved = saved
         frame.recomputed.clear()
         frame.nodes.clear()
@@ -319,6 +302,15 @@ class Tape:
             total = self.new(held.numel, held.dtype, "gradient sum")
             target.grads[slot] = total
 
+    @contextmanager
+    def inner_graph(self) -> Iterator[None]:
+        """A graph of its own, recorded with gradients on and gone afterwards: a backward inside a backward."""
+        nodes, self._nodes = self._nodes, []
+        kept, self._kept = self._kept, []
+        enabled, self.grad_enabled = self.grad_enabled, True
+        yield
+        self._nodes, self._kept, self.grad_enabled = nodes, kept, enabled
+
     def free_graph(self) -> None:
         """The last reference to the loss goes, and with it the graph."""
         self._nodes.clear()
@@ -331,7 +323,7 @@ class Tape:
         """Everything that happens inside belongs to this phase."""
         self._phase, self._begin = phase, len(self.events)
         yield
-        self._close(None, 1)
+        self.close_segment(None, 1)
 
     @contextmanager
     def region(self, key: int, repeat: int) -> Iterator[None]:
@@ -340,13 +332,14 @@ class Tape:
 
         Of a region that is repeated more than once, the first and the last instance are run.
         """
-        self._close(None, 1)
+        self.close_segment(None, 1)
         self._nodes.append(_Boundary(key, repeat, opens=False))
         yield
-        self._close(key, repeat)
+        self.close_segment(key, repeat)
         self._nodes.append(_Boundary(key, repeat, opens=True))
 
-    def _close(self, region: int | None, repeat: int) -> None:
+    def close_segment(self, region: int | None, repeat: int) -> None:
+        """What happened since the last close is one segment."""
         end = len(self.events)
         self.segments.append(Segment(self._phase, self._begin, end, region, repeat))
         self._begin = end
@@ -359,8 +352,8 @@ def _is_last_reference(held: Tensor) -> bool:
     """
     Whether nothing but the engine's buffer reads a gradient any more.
 
-    Counted are, of the tensor: the buffer, the caller's variable, this argument and getrefcount's own; of the storage: the tensor's
-    attribute and getrefcount's own.
+    Counted are, of the tensor: the buffer, the caller's variable, this argument and getrefcount's own; of the storage: the
+    tensor's attribute and getrefcount's own.
 
     Source:
         torch@2.13.0, torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace: both use counts are one.
@@ -375,31 +368,7 @@ class _Boundary:
         self.region, self.repeat, self.opens = region, repeat, opens
 
     def __call__(self, tape: Tape) -> None:
-        tape._close(None if self.opens else self.region, 1 if self.opens else self.repeat)
-
-
-class _Rerun:
-    """The backward of a reentrant checkpoint: forward again with grad, then a backward of its own."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor], autocast: DType | None) -> None:
-        self.function, self.autocast = function, autocast
-
-    def __call__(self, tape: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
-        x = saved[0]
-        assert x is not None
-        detached = Leaf.of(x)
-        outer, tape._nodes = tape._nodes, []
-        kept, tape._kept = tape._kept, []
-        tape.grad_enabled = True
-        category, tape.category = tape.category, Category.ACTIVATION
-        with tape.autocasting(self.autocast):
-            out = self.function(detached)
-        tape.category = category
-        grad = grads[0]
-        assert grad is not None
-        tape.backward(out, grad)
-        tape._nodes, tape._kept, tape.grad_enabled = outer, kept, False
-        return (detached.grad,)
+        tape.close_segment(None if self.opens else self.region, 1 if self.opens else self.repeat)
 
 
 def _pass(tape: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:

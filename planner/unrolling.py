@@ -68,9 +68,11 @@ def _instances_between(tape: Tape, birth: list[int], death: list[int]) -> list[t
             if death[storage] > last.end:
                 in_backward = last_back.begin <= death[storage] < first_back.end
                 found.append((storage, more, last.begin, last_back.end if in_backward else death[storage]))
-        for storage in _born(tape, last_back):
-            if death[storage] > first_back.end and storage in tape.gradients:
-                found.append((storage, more, last_back.end, death[storage]))
+        found += [
+            (storage, more, last_back.end, death[storage])
+            for storage in _born(tape, last_back)
+            if death[storage] > first_back.end and storage in tape.gradients
+        ]
     return found
 
 

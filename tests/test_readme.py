@@ -128,6 +128,8 @@ def test_printed_output_is_what_is_printed(number, request, shell, bare):
     else:
         found = "".join(f"$ {command}\n{shell(command)}" for command in commands(block[3]))
 
+    assert "Traceback" not in found, found
+    assert "failed where it should not" not in found, found
     check(request, found, *block.span(3))
 
 

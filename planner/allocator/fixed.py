@@ -13,10 +13,10 @@ class FixedSegments:
     """
     Where new memory comes from and cached memory goes, without expandable segments.
 
-    Each segment lies below the one before. Addresses only decide between cached blocks of one size, but what that leaves free for the
-    next request can be worth a whole activation. The driver takes its ranges from the top of the address space down, as mmap does:
-    of forty published runs on a T4, all twenty over a 16-bit base then reserve what was measured, to at most 14 MiB, and eight of them
-    do not if addresses grow. A range that was given back is not handed out again.
+    Each segment lies below the one before, since the driver takes ranges from the top of the address space down, as mmap does.
+    Addresses only decide between cached blocks of one size, but the choice can cost a whole activation later: of forty published
+    runs on a T4, the twenty over a 16-bit base reserve what was measured to within 8 MiB if addresses fall; if they grow, eight
+    are 46 to 512 MiB off. A range that was given back is not handed out again.
 
     Args:
         memory: The card's memory.

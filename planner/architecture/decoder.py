@@ -27,6 +27,23 @@ class NormSpec:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """
+    Low-rank keys and values (DeepSeek).
+
+    Attributes:
+        rank: Width of the latent that both come from.
+        still, turning: Elements of a key head without and with positions; the turning ones are shared by all heads.
+        value: Width of a value head.
+    """
+
+    rank: int
+    still: int
+    turning: int
+    value: int
+
+
+@dataclass(frozen=True)
 class Attention:
     """
     Self-attention.
@@ -53,6 +70,9 @@ class Attention:
         alibi: Positions enter as a bias on the scores.
         alibi_length: Tokens that the bias is made for, where that is not the batch's length (MPT); else 0.
         forces_eager: The family has no other kernel than its own Python one.
+        latent: Sizes of multi-head latent attention; then `k` is the path of the projection down and `v` of the one up.
+        q_down: Path of the first of two query projections; empty without.
+        convolution, taps: Path and width of the depthwise convolution that stands in for scores (LFM2).
         style: The attention module where it is not Llama's with other fields, as in `planner.operations.decoder`.
     """
 
@@ -82,7 +102,16 @@ class Attention:
     alibi: bool = False
     alibi_length: int = 0
     forces_eager: bool = False
+    latent: Latent | None = None
+    q_down: str = ""
+    convolution: str = ""
+    taps: int = 0
     style: str = ""
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a value head."""
+        return self.latent.value if self.latent else self.head_dim
 
 
 @dataclass(frozen=True)

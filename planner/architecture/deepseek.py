@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.architecture.blocks import Dims, experts, gated_mlp, head, norms, read_dims, rotary, router
+from planner.architecture.decoder import Decoder, Latent, Moe, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.routed import shared_expert, with_experts
 from planner.architecture.sections import kinds_of, where
+from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
 
-_MLA = "multi-head latent attention: queries, keys and values through low-rank projections"
-_DSA = f"{_MLA}; and an indexer that picks the keys"
+_DSA = "an indexer that picks the keys of latent attention"
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,77 @@ _GLM5 = Variant(
     indexed=True,
 )
 
+def decoder(config: Fields, variant: Variant, *, routing: str) -> Decoder:
+    """
+    The structure: latent attention; dense layers, then experts beside one for all tokens.
+
+    Source:
+        transformers@5.23.0, models/deepseek_v3/modeling_deepseek_v3.py, DeepseekV3Attention, DeepseekV3MoE; models/deepseek_v2.
+    """
+    dims = read_dims(config, kv_heads=variant.defaults.get("num_key_value_heads"), strict=variant.strict)
+    act = config.text("hidden_act", default="silu")
+    latent = Latent(
+        rank=variant.size(config, "kv_lora_rank"),
+        still=variant.size(config, "qk_nope_head_dim"),
+        turning=variant.size(config, "qk_rope_head_dim"),
+        value=variant.size(config, "v_head_dim"),
+    )
+    rank = variant.size(config, "q_lora_rank")
+    full_rank = "q_lora_rank" in config.values and config.raw("q_lora_rank") is None
+    pairs = "complex" if routing == "deepseek_v2" else "pairs" if config.flag("rope_interleave", default=True) else "whole"
+    structure = llama_like(
+        dims,
+        act=act,
+        rotary_dim=latent.turning,
+        attention={
+            "head_dim": latent.still + latent.turning,
+            "q": "self_attn.q_proj" if full_rank else "self_attn.q_b_proj",
+            "q_down": "" if full_rank else "self_attn.q_a_proj",
+            "k": "self_attn.kv_a_proj_with_mqa",
+            "v": "self_attn.kv_b_proj",
+            "q_norm": None if full_rank else NormSpec("self_attn.q_a_layernorm", "rms", rank),
+            "k_norm": NormSpec("self_attn.kv_a_layernorm", "rms", latent.rank),
+            "rotary_style": pairs,
+            "latent": latent,
+            "style": "latent",
+            **attention_dropout(config),
+        },
+        decoder={"table_style": "complex"} if routing == "deepseek_v2" else {},
+    )
+    first = variant.size(config, "first_k_dense_replace", minimum=0)
+    return with_experts(structure, _moe(config, variant, act, routing), range(first, dims.layers))
+
+
+def _moe(config: Fields, variant: Variant, act: str, routing: str) -> Moe:
+    width = variant.size(config, "moe_intermediate_size")
+    in_groups = routing == "deepseek_v3" or config.text("topk_method", default="greedy") == "group_limited_greedy"
+    return Moe(
+        config.integer("n_routed_experts", "num_experts", "num_local_experts", default=variant.defaults["n_routed_experts"]),
+        config.integer("num_experts_per_tok", default=8 if routing == "deepseek_v3" else 6),
+        width,
+        act,
+        routing=routing,
+        normalised=routing == "deepseek_v3" and config.flag("norm_topk_prob", default=True),
+        groups=config.integer("n_group", default=8) if in_groups else 1,
+        open_groups=config.integer("topk_group", default=4) if in_groups else 1,
+        shared=shared_expert(width * variant.size(config, "n_shared_experts"), act, "mlp.shared_experts"),
+    )
+
+
+def v2_decoder(config: Fields) -> Decoder:
+    """DeepseekV2ForCausalLM's structure."""
+    return decoder(config, _V2, routing="deepseek_v2")
+
+
+def v3_decoder(config: Fields) -> Decoder:
+    """DeepseekV3ForCausalLM's structure."""
+    return decoder(config, _V3, routing="deepseek_v3")
+
+
 FAMILIES = {
-    "deepseek_v2": Family(lambda config, out: table(config, out, _V2), needs=_MLA),
-    "deepseek_v3": Family(lambda config, out: table(config, out, _V3), needs=_MLA),
-    "kimi_k2": Family(lambda config, out: table(config, out, _V3), needs=_MLA),
+    "deepseek_v2": Family(lambda config, out: table(config, out, _V2), v2_decoder),
+    "deepseek_v3": Family(lambda config, out: table(config, out, _V3), v3_decoder),
+    "kimi_k2": Family(lambda config, out: table(config, out, _V3), v3_decoder),
     "deepseek_v32": Family(lambda config, out: table(config, out, _V32), needs=_DSA),
     "glm_moe_dsa": Family(lambda config, out: table(config, out, _GLM5), needs=_DSA),
 }

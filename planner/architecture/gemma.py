@@ -124,9 +124,7 @@ _ACT = "gelu_pytorch_tanh"
 def gemma_decoder(config: Fields) -> Decoder:
     """GemmaForCausalLM's structure: Llama's with a scaled embedding and other norms."""
     dims = read_dims(config, kv_heads=16, head_dim=256, tied=True)
-    return llama_like(
-        dims, act=_ACT, norm="rms_plus_one", attention=attention_dropout(config), decoder={"embedding_scale": True}
-    )
+    return llama_like(dims, act=_ACT, norm="rms_plus_one", attention=attention_dropout(config), decoder={"embedding_scale": True})
 
 
 def gemma2_decoder(config: Fields) -> Decoder:

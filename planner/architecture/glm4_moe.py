@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from planner.architecture.blocks import attention, experts, gated_mlp, head, head_norms, norms, read_dims, rotary, rotary_frequencies, router
+from planner.architecture.blocks import (
+    attention,
+    experts,
+    gated_mlp,
+    head,
+    head_norms,
+    norms,
+    read_dims,
+    rotary,
+    rotary_frequencies,
+    router,
+)
 from planner.architecture.decoder import Decoder, Moe
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields

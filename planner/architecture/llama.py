@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.architecture.blocks import Dims, attention, gated_mlp, head, head_norms, layer_types, norms, read_dims, rotary
+from planner.architecture.blocks import Dims, attention, gated_mlp, head, head_norms, layer_types, norms, read_dims, refusal, rotary
 from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
@@ -144,6 +144,9 @@ def smollm3_decoder(config: Fields) -> Decoder:
     dims = read_dims(config, kv_heads=4, tied=True)
     every = config.integer("no_rope_layer_interval", default=4)
     turns = config.integers("no_rope_layers", default=[int((i + 1) % every != 0) for i in range(dims.layers)])
+    if len(turns) < dims.layers:
+        raise refusal(config, "no_rope_layers", f"a list of {dims.layers} numbers, one a layer")
+    turns = turns[: dims.layers]
     window = config.optional_integer("sliding_window") if config.flag("use_sliding_window", default=False) else None
     by_default = ["full_attention" if window is None or turns[i] else "sliding_attention" for i in range(dims.layers)]
     reach = layer_types(Fields({"layer_types": by_default, **given(config)}, path=config.path), dims, ATTENTION_TYPES)
@@ -156,7 +159,7 @@ def smollm3_decoder(config: Fields) -> Decoder:
         dims,
         act=config.text("hidden_act", default="silu"),
         attention=attention_dropout(config),
-        kinds=[f"{kind} {int(bool(turned))}" for kind, turned in zip(reach, turns)],
+        kinds=[f"{kind} {int(bool(turned))}" for kind, turned in zip(reach, turns, strict=True)],
         by_kind=by_kind,
     )
 

@@ -9,6 +9,8 @@ from planner.architecture.sections import filled, section
 from planner.architecture.table import Table
 from planner.dtypes import DType
 
+_NEEDS = "experts that all see every token, and attention in chunks"
+
 _TEXT = {
     "hidden_size": 5120,
     "intermediate_size": 8192,
@@ -90,4 +92,4 @@ def _tower(config: Fields, out: Table) -> None:
     out.linear("vision_adapter.mlp.fc2", projected, projected)
 
 
-FAMILIES = {"llama4": Family(table), "llama4_text": Family(text_model)}
+FAMILIES = {"llama4": Family(table, needs=_NEEDS), "llama4_text": Family(text_model, needs=_NEEDS)}

@@ -18,14 +18,11 @@ from planner.architecture.blocks import (
     wide_norms,
 )
 from planner.architecture.decoder import Decoder, Moe, NormSpec
-from planner.architecture.decoder import Decoder, NormSpec
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
-from planner.architecture.structures import ATTENTION_TYPES, attention_dropout, llama_like, windows
 from planner.architecture.routed import with_experts
-from planner.architecture.structures import attention_dropout, llama_like
+from planner.architecture.structures import ATTENTION_TYPES, attention_dropout, llama_like, windows
 from planner.architecture.table import Table
-from planner.errors import UnsupportedModelError
 from planner.errors import UnsupportedModelError
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.architecture import vision
 from planner.architecture.blocks import read_dims
 from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.llama import layout
-from planner.architecture.qwen import normed_heads, qwen3_moe_text
+from planner.architecture.qwen import normed_heads, qwen3_moe_decoder, qwen3_moe_text
 from planner.architecture.sections import PLAIN_POSITIONS, TEXT, filled, section, shared_head, without
 from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
@@ -67,6 +69,13 @@ def sparse(config: Fields, out: Table) -> None:
     Source:
         transformers@5.23.0, models/qwen3_vl_moe/modeling_qwen3_vl_moe.py, Qwen3VLMoeForConditionalGeneration.
     """
+    text = _sparse_text(config)
+    vision.qwen3_vl(config.section("vision_config", default={}), out.within("model.visual."))
+    dims = qwen3_moe_text(without(text, "rope_scaling", "rope_parameters"), out.within("model.language_model."))
+    shared_head(config, out, dims, tied=False)
+
+
+def _sparse_text(config: Fields) -> Fields:
     text = section(
         config,
         "text_config",
@@ -78,10 +87,19 @@ def sparse(config: Fields, out: Table) -> None:
         vocab_size=151_936,
         moe_intermediate_size=1408,
     )
-    text = filled(text, num_experts=text.integer("num_local_experts", default=60))
-    vision.qwen3_vl(config.section("vision_config", default={}), out.within("model.visual."))
-    dims = qwen3_moe_text(without(text, "rope_scaling", "rope_parameters"), out.within("model.language_model."))
-    shared_head(config, out, dims, tied=False)
+    return filled(text, num_experts=text.integer("num_local_experts", default=60))
 
 
-FAMILIES = {"qwen3_vl": Family(dense, decoder), "qwen3_vl_moe": Family(sparse)}
+def sparse_decoder(config: Fields) -> Decoder:
+    """
+    The structure of the MoE text decoder, for batches without images: Qwen-3-MoE's, with positions along three axes.
+
+    Source:
+        transformers@5.23.0, models/qwen3_vl_moe/modeling_qwen3_vl_moe.py, Qwen3VLMoeTextModel.forward, Qwen3VLMoeTextTopKRouter.
+    """
+    text = filled(_sparse_text(config), num_experts_per_tok=4)
+    text = Fields({**text.values, "norm_topk_prob": True}, path=text.path)  # its router always divides
+    return replace(qwen3_moe_decoder(text, prefix=TEXT), table_style="three_axes")
+
+
+FAMILIES = {"qwen3_vl": Family(dense, decoder), "qwen3_vl_moe": Family(sparse, sparse_decoder)}

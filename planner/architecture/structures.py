@@ -57,7 +57,10 @@ def llama_like(
         layout: Of its layers.
         norms: Names of a layer's norms, in the order of use.
         rotary_dim: Rotated elements of a head; None for all.
-        attention, mlp, layer, decoder: Fields of the respective structure that differ.
+        attention: Fields of its attention that differ.
+        mlp: Fields of its feed-forward block that differ.
+        layer: Fields of its layers that differ.
+        decoder: Fields of the decoder itself that differ.
         kinds: The kind of each layer; None where there is one.
         by_kind: Fields of the attention that differ by kind.
     """

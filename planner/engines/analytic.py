@@ -108,7 +108,8 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
 """Knobs of a recipe that change the step but nothing that rests in memory."""
 
-_K, _V = TypeVar("_K"), TypeVar("_V")
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 class _Recent(Generic[_K, _V]):

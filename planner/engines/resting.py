@@ -12,14 +12,15 @@ from planner.formulas.weights import DYNAMIC_MAP, four_bit_loading, four_bit_wei
 from planner.ledger import Allocation, Category
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
-from planner.spec import ModelSpec
+from planner.spec import ModelSpec, ModuleKind
 
 
 @dataclass
 class Resting:
     """
-    What stays, as rows that begin while the model is prepared (weights at step 0, the largest transient at 1, adapters at 2) and end with the
-    ledger (end 0 stands for that).
+    What stays, as rows that begin while the model is prepared and end with the ledger (end 0 stands for that).
+
+    Weights begin at step 0, the largest transient of their preparation at 1, adapters at 2.
 
     Attributes:
         rows: The rows.
@@ -74,6 +75,7 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, reached: Cal
     return out
 
 
+_INT8 = {"weight": "n bytes", "weight.SCB": "4 bytes a row"}
 _STATISTICS = {
     False: {"weight": "n/2 bytes", "quant_state.absmax": "4 bytes for 64 weights"},
     True: {
@@ -88,36 +90,41 @@ _STATISTICS = {
 
 def _add_weight(out: Resting, row: PreparedModule, recipe: Recipe) -> int:
     """The module's own tensors; returns the bytes that live beside them at the worst moment of loading or casting one."""
-    module, count, transient = row.module, row.count, 0
-    n = module.weight_numel
-    if row.quantization in ("nf4", "fp4"):
-        for tensor in four_bit_weight(n, double_quant=recipe.double_quant):
-            category = Category.PARAMETER if tensor.name == "weight" else Category.QUANT_STATE
-            how = _STATISTICS[recipe.double_quant].get(tensor.name, "one table")
-            out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, count, f"{how}, n = {n:,}")
-        loading = four_bit_loading(n, DType(recipe.dtype), double_quant=recipe.double_quant)
-        transient = sum(allocated(t.nbytes) for t in loading)
-    elif row.quantization == "int8":
-        for tensor in int8_weight(module.out_features, module.in_features):
-            category = Category.PARAMETER if tensor.name == "weight" else Category.QUANT_STATE
-            how = "n bytes" if tensor.name == "weight" else "4 bytes a row"
-            out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, count, f"{how}, n = {n:,}")
-        transient = sum(allocated(t.nbytes) for t in int8_loading(n, DType(recipe.dtype)))
-    elif not module.tied_to:
-        out.add(f"{module.name}: weight", Category.PARAMETER, n * row.dtype.num_bytes, count, f"{module.shape} {row.dtype}")
-        if row.upcast_from is not None:
-            transient = allocated(n * row.upcast_from.num_bytes)
+    module, count = row.module, row.count
+    transient = _add_stored(out, row, recipe)
     if module.bias:
         out.add(f"{module.name}: bias", Category.PARAMETER, module.bias * row.bias_dtype.num_bytes, count, f"({module.bias},)")
     if row.trainable:
-        if not module.tied_to:
-            out.trainables.append((Parameter(module.shape, row.dtype), count))
-        if module.bias:
-            out.trainables.append((Parameter((module.bias,), row.bias_dtype), count))
+        own = () if module.tied_to else (Parameter(module.shape, row.dtype),)
+        bias = (Parameter((module.bias,), row.bias_dtype),) if module.bias else ()
+        out.trainables += [(parameter, count) for parameter in (*own, *bias)]
     if row.saved_copy is not None:
         for shape in (module.shape, (module.bias,)):
             _add_trained(out, f"{module.name}: trained copy", shape, row.saved_copy, count)
     return transient
+
+
+def _add_stored(out: Resting, row: PreparedModule, recipe: Recipe) -> int:
+    """The weight as it is stored: quantised with its statistics, or dense."""
+    module, n = row.module, row.module.weight_numel
+    if row.quantization is None:
+        if module.tied_to:
+            return 0
+        out.add(f"{module.name}: weight", Category.PARAMETER, n * row.dtype.num_bytes, row.count, f"{module.shape} {row.dtype}")
+        return allocated(n * row.upcast_from.num_bytes) if row.upcast_from is not None else 0
+    if row.quantization == "int8":
+        tensors, words = int8_weight(module.out_features, module.in_features), _INT8
+        loading = int8_loading(n, DType(recipe.dtype))
+    else:
+        tensors, words = four_bit_weight(n, double_quant=recipe.double_quant), _STATISTICS[recipe.double_quant]
+        loading = four_bit_loading(
+            n, DType(recipe.dtype), double_quant=recipe.double_quant, transposed=module.kind is ModuleKind.CONV1D
+        )
+    for tensor in tensors:
+        category = Category.PARAMETER if tensor.name == "weight" else Category.QUANT_STATE
+        how = words.get(tensor.name, "one table")
+        out.add(f"{module.name}: {tensor.name}", category, tensor.nbytes, row.count, f"{how}, n = {n:,}")
+    return sum(allocated(t.nbytes) for t in loading)
 
 
 def _add_adapter(out: Resting, row: PreparedModule) -> None:

@@ -24,6 +24,7 @@ from planner.operations.linear import Linear, Lora
 from planner.operations.lora import linear
 from planner.operations.norm import Norm
 from planner.operations.rotary import TABLES
+from planner.operations.short_convolution import Convolution
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
 from planner.schedule import Tape
@@ -145,7 +146,7 @@ class _Step:
         t, decoder = self.t, self.decoder
         held: list[Tensor] = []  # the looked-up embeddings keep their names until the model's forward returns
         x = self.embed(held)
-        positions = self.positions(x)
+        positions = self.positions(x, held[0].dtype)
         for region, repeat, index in self.schedule(x.requires_grad):
             x = self.run_layer(region, repeat, x, index, positions[id(decoder.layers[index])])
         for found in positions.values():
@@ -190,7 +191,7 @@ class _Step:
             x = normalise(t, decoder.embedding_norm, x, self.outer_norm(decoder.embedding_norm))
         return dropout(t, x, decoder.dropout)
 
-    def positions(self, x: Tensor) -> dict[int, Positions]:
+    def positions(self, x: Tensor, embedded: DType) -> dict[int, Positions]:
         """
         What is computed once for all layers, by the identity of a layer's structure: position ids, a mask for each reach, cosines and
         sines.
@@ -202,7 +203,7 @@ class _Step:
         ids = t.new(self.recipe.seq_len, DType.INT64, "position ids", Category.INPUT)
         attentions = {id(layer): layer.attention for layer in decoder.layers}
         windows = dict.fromkeys(attention.sliding_window for attention in attentions.values())
-        masks = {window: self.mask(x.dtype, window) for window in windows}
+        masks = {window: self.mask(embedded, window) for window in windows}
         width, dtype = decoder.rotary_dim, DType.FP32 if decoder.rotary_in_fp32 else x.dtype
         make = TABLES[decoder.table_style]
         rows = self.tokens if decoder.table_style == "three_axes" else self.recipe.seq_len
@@ -260,18 +261,20 @@ class _Step:
         given = str(self.recipe.attn)
         return "eager" if given == "sdpa" and not self.decoder.supports_sdpa else given
 
-    def kernel_name(self, head_dim: int, mask: Tensor | None) -> str:
+    def kernel_name(self, attention: Attention, mask: Tensor | None) -> str:
         """
         The attention kernel that CUDA would run.
 
         Source:
-            torch@2.13.0, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash needs sm80, no mask, at most 256 a head (and half types: `attend` sees those).
+            torch@2.13.0, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash needs sm80, no mask, heads of
+            one width of at most 256 (and half types: `attend` sees those).
         """
         recipe, implementation = self.recipe, self.implementation()
         if implementation != "sdpa":
             return implementation
-        half = self.autocast is not None or recipe.dtype != "fp32" and not recipe.kbit_prepare or recipe.compute_dtype != "fp32"
-        flash = mask is None and half and head_dim <= 256 and self.kernels.is_ampere
+        half = self.autocast is not None or (recipe.dtype != "fp32" and not recipe.kbit_prepare) or recipe.compute_dtype != "fp32"
+        fits = attention.value_dim == attention.head_dim <= 256
+        flash = mask is None and half and fits and self.kernels.is_ampere
         return "flash" if flash else "efficient"
 
     def schedule(self, input_needs_grad: bool) -> list[tuple[int, int, int]]:
@@ -308,7 +311,8 @@ class _Step:
         t, recipe = self.t, self.recipe
         layer = self.decoder.layers[index]
         weights = self.weights(layer, index)
-        batch = Batch(recipe.batch_size, recipe.seq_len, self.kernel_name(layer.attention.head_dim, positions.mask), self.kernels.is_ampere)
+        kernel = self.kernel_name(layer.attention, positions.mask)
+        batch = Batch(recipe.batch_size, recipe.seq_len, kernel, self.kernels.is_ampere)
 
         def forward(x: Tensor) -> Tensor:
             return decoder_layer(t, x, layer, weights, batch, positions)
@@ -321,7 +325,7 @@ class _Step:
     def weights(self, layer: Layer, index: int) -> Weights:
         """The modules of one layer, fresh: each instance has its own gradients."""
         prefix = self.decoder.layer_prefix
-        linears, norms, parameters = {}, {}, {}
+        linears, norms, parameters, convolutions = {}, {}, {}, {}
         for name, rows in self.preparation.by_name.items():
             if not name.startswith(prefix):
                 continue
@@ -333,10 +337,13 @@ class _Step:
                 linears[short] = self.linear_of(row)
             elif row.module.kind in (ModuleKind.EXPERTS, ModuleKind.PARAMETER):
                 parameters[short] = self.parameter_of(row)
+            elif row.module.kind is ModuleKind.CONVOLUTION:
+                bias = self.leaf(row.module.bias, row.bias_dtype, row.trainable) if row.module.bias else None
+                convolutions[short] = Convolution(self.owned(row), bias)
         for spec in (*layer.norms, layer.attention.q_norm, layer.attention.k_norm):
             if spec is not None and spec.name:
                 norms[spec.name] = self.norm_of(self.at(prefix + spec.name, index), spec.kind, spec.width)
-        return Weights(linears, norms, parameters)
+        return Weights(linears, norms, parameters, convolutions)
 
     def parameter_of(self, row: PreparedModule) -> Parameter:
         """A bare parameter with its leaves."""

@@ -79,8 +79,8 @@ def _left_dense(preparation: Preparation, recipe: Recipe) -> list[Trap]:
 
 def _mixed_halves(recipe: Recipe, peak_of: Callable[[Recipe], int]) -> list[Trap]:
     """
-    A base in one 16-bit type under autocast in the other: sums promote to fp32, and quantised weights are dequantised to the one type and copied
-    to the other.
+    A base in one 16-bit type under autocast in the other: sums promote to fp32, and quantised weights are dequantised to the one
+    type and copied to the other.
     """
     autocast = recipe.mixed_precision
     if recipe.method == "full" or autocast == "no" or recipe.dtype in (autocast, "fp32"):

@@ -107,7 +107,8 @@ def attend(
     if kernel == "flash_attention_2" and q.dtype is DType.FP32:  # modeling_flash_attention_utils.fa_peft_integration_check
         q, k, v = (t.cast(x, t.autocast or DType.BF16, "attention input") for x in (q, k, v))
     if kernel == "flash_attention_2" and positions.unpads:
-        return _gathered(t, _flash(t, *(_gathered(t, x, "unpadded") for x in (q, k, v)), shape), "padded again")
+        q, k, v = (_gathered(t, x, "unpadded") for x in (q, k, v))
+        return _gathered(t, _flash(t, q, k, v, shape), "padded again")
     return _flash(t, q, k, v, shape)
 
 
@@ -257,7 +258,7 @@ def batched(t: Tape, a: Tensor, b: Tensor, shape: Shape, numel: int, strided: tu
 
 def softmax(t: Tape, x: Tensor, dtype: DType) -> Tensor:
     """
-    softmax(x, dtype=fp32): bf16 is copied to fp32 first, fp16 is read as it is. Its backward makes `grad * output` inside the kernel.
+    `softmax(x, dtype=fp32)`: bf16 is copied to fp32 first, fp16 is read as it is. Its backward makes `grad * output` inside the kernel.
 
     Source:
         torch@2.13.0, aten/src/ATen/native/SoftMax.cpp softmax; native/cuda/SoftMax.cu softmax_backward_cuda_out.

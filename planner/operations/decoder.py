@@ -9,18 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
-from planner.dtypes import DType
 from planner.operations.attention import Positions, Shape, attend
 from planner.operations.elementwise import act_fn, add, dropout, mul, mul_broadcast, part, scale, split
 from planner.operations.experts import Context, Parameter
 from planner.operations.families import ATTENTIONS, LAYOUTS
 from planner.operations.gpt_oss import sink_attention
+from planner.operations.latent import latent_attention
 from planner.operations.linear import Linear
 from planner.operations.lora import linear
 from planner.operations.moe import moe
 from planner.operations.norm import Norm, norm
 from planner.operations.parallel import PARALLEL_LAYOUTS
 from planner.operations.rotary import JOINED, apply_rotary
+from planner.operations.short_convolution import Convolution
 from planner.schedule import Tape
 from planner.tensors import Tensor
 
@@ -32,6 +33,7 @@ class Weights:
     linears: dict[str, Linear]
     norms: dict[str, Norm]
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    convolutions: dict[str, Convolution] = field(default_factory=dict)
 
 
 @dataclass
@@ -68,19 +70,24 @@ class Runner:
         self.held: list[Tensor] = []  # what the layer's own names keep until it returns
 
     def norm(self, spec: NormSpec, x: Tensor) -> Tensor:
+        """One of the layer's norms."""
         return normalise(self.t, spec, x, self.weights)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
+        """One of the layer's linears."""
         return linear(self.t, x, self.weights.linears[name], name)
 
     def attention(self, x: Tensor) -> Tensor:
+        """The attention block, up to the residual sum."""
         out = self.self_attention(x, self.layer.attention)
         return self.leave(out)
 
     def mlp(self, x: Tensor) -> Tensor:
+        """The feed-forward block, up to the residual sum."""
         return self.leave(self.feed_forward(x))
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """Dense or routed, as the layer has it."""
         block = self.layer.mlp
         if isinstance(block, Mlp):
             return self.dense(x, block)
@@ -123,6 +130,7 @@ class Runner:
         return out
 
     def projections(self, x: Tensor, spec: Attention, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, as the family projects and takes them apart."""
         if spec.norms_each and spec.q_norm is not None and spec.k_norm is not None:
             q = self.norm(spec.q_norm, self.linear(spec.q, x))
             k = self.norm(spec.k_norm, self.linear(spec.k, x))
@@ -161,6 +169,7 @@ class Runner:
         return dropout(t, self.linear(block.down, x), block.dropout)
 
     def routed(self, x: Tensor, block: Moe) -> Tensor:
+        """A routed block."""
         tokens = self.batch.size * self.batch.length
         context = Context(tokens, self.weights.parameters, self.linear, self.dense, self.batch.has_grouped_products)
         return moe(self.t, x, block, context)
@@ -211,7 +220,7 @@ def _sandwich(run: Runner, x: Tensor) -> Tensor:
 
 
 _LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, **PARALLEL_LAYOUTS, **LAYOUTS}
-_ATTENTIONS = {"gpt_oss": sink_attention, **ATTENTIONS}
+_ATTENTIONS = {"gpt_oss": sink_attention, "latent": latent_attention, **ATTENTIONS}
 
 
 def normalise(t: Tape, spec: NormSpec, x: Tensor, weights: Weights) -> Tensor:

@@ -195,8 +195,19 @@ def gelu_new(t: Tape, a: Tensor) -> Tensor:
         transformers@5.23.0, activations.py, NewGELUActivation.forward.
     """
     half = scale(t, a, "half")
-    inner = scale(t, add(t, a, scale(t, square(t, a))))
-    return mul(t, half, add_constant(t, activation_of_result(t, inner, "tanh")), "gelu")
+    return mul(t, half, add_constant(t, activation_of_result(t, scale(t, add(t, a, scale(t, square(t, a)))), "tanh")), "gelu")
+
+
+def gelu_fast(t: Tape, a: Tensor) -> Tensor:
+    """
+    The same with the cube as products: 0.5 * a * (1 + tanh(a * sqrt(2 / pi) * (1 + 0.044715 * a * a))).
+
+    Source:
+        transformers@5.23.0, activations.py, FastGELUActivation.forward.
+    """
+    half, argument = scale(t, a, "half"), scale(t, a)
+    argument = mul(t, argument, add_constant(t, mul(t, scale(t, a), a)))
+    return mul(t, half, add_constant(t, activation_of_result(t, argument, "tanh")), "gelu")
 
 
 def relu_squared(t: Tape, a: Tensor) -> Tensor:
@@ -206,7 +217,7 @@ def relu_squared(t: Tape, a: Tensor) -> Tensor:
 
 _ACTIVATIONS: dict[str, Callable[[Tape, Tensor], Tensor]] = {
     "gelu_new": gelu_new,
-    "gelu_fast": gelu_new,
+    "gelu_fast": gelu_fast,
     "relu2": relu_squared,
     "relu": lambda t, a: activation_of_result(t, a, "relu"),
 }
@@ -241,8 +252,9 @@ def clamp(t: Tape, a: Tensor, bounds: int) -> Tensor:
         def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
             g = _first(grads)
             within = [t.new(g.numel, DType.BOOL, "inside the bounds") for _ in range(bounds)]
-            del within[1:]
-            return (t.new(g.numel, g.dtype, "gradient"),)
+            out = t.new(g.numel, g.dtype, "gradient")
+            del within
+            return (out,)
 
         t.record(out, (a,), saved, backward)
     return out
@@ -295,7 +307,10 @@ def split(t: Tape, a: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
         def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
             dtype = next(g.dtype for g in grads if g is not None)
-            return (t.new(full, dtype, "gradient of a split"),)
+            zeros = [t.new(n, dtype, "zeros") for n, g in zip(sizes, grads) if g is None]
+            out = t.new(full, dtype, "gradient of a split")
+            del zeros
+            return (out,)
 
         t.record(outs, (a,), None, backward)
     return outs

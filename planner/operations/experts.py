@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from planner.architecture.decoder import Mlp, Moe
 from planner.dtypes import DType, promote
-from planner.ledger import Category
 from planner.operations.elementwise import act_fn, activation_of_result, add, add_constant, clamp, mul, part, scale, split
 from planner.operations.indexing import row_sum, take
 from planner.operations.linear import Lora, product

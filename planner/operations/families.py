@@ -10,6 +10,7 @@ from planner.operations.alibi import bloom, mpt
 from planner.operations.falcon import falcon, falcon_attention, falcon_sequential
 from planner.operations.gpt import gpt2, neox, neox_sequential, opt
 from planner.operations.gptj import gpt_neo_attention, gptj, gptj_attention
+from planner.operations.short_convolution import short_convolution
 from planner.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ ATTENTIONS: dict[str, Callable[[Runner, Tensor, Attention], Tensor]] = {
     "falcon": falcon_attention,
     "gptj": gptj_attention,
     "gpt_neo": gpt_neo_attention,
+    "short_convolution": short_convolution,
 }
 LAYOUTS: dict[str, Callable[[Runner, Tensor], Tensor]] = {
     "bloom": bloom,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from planner.dtypes import DType
-from planner.formulas.blocks import larger, smaller
+from planner.formulas.blocks import smaller
 from planner.ledger import Category
 from planner.operations.elementwise import part
 from planner.operations.linear import Linear

@@ -60,7 +60,12 @@ def saved_bytes(found: Analysis) -> int:
     return sum(a.nbytes for a in book.live_at(begin) if a.category not in RESTING)
 
 
-def resting_bytes(name: str, run: str) -> int:
+def resting_bytes(found: Analysis) -> int:
+    """What stays allocated between two steps, without the remainders that the allocator does not split off."""
+    return found.steady_bytes - sum(a.nbytes for a in found.ledger.allocations if a.name.startswith("remainders"))
+
+
+def golden_resting_bytes(name: str, run: str) -> int:
     """
     What the oracle leaves allocated between two steps, with its two differences from CUDA put right.
 

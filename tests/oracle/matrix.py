@@ -29,6 +29,10 @@ class Model:
     layers_field: str = "num_hidden_layers"
     layer_types: tuple[str, ...] = ()
     attentions: tuple[str, ...] = ("sdpa", "eager")
+    few: bool = False
+    """Whether a dozen runs are enough: its attention has been through the whole grid in another family."""
+    pads: bool = False
+    """Whether sdpa runs have padding. Keys and values of different widths keep CUDA from flash attention, which the oracle does not know."""
 
     def config(self, layers: int) -> dict[str, object]:
         """The config.json fields of this model with so many layers."""
@@ -71,6 +75,119 @@ _FALCON = {
     "parallel_attn": True, "bias": False, "alibi": False, "tie_word_embeddings": True, "max_position_embeddings": 2048,
 }  # fmt: skip
 
+_LATENT = {
+    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 1, **_SILU,
+}  # fmt: skip
+_ROUTED = (
+    Model(
+        "mixtral-8x7b",
+        "mixtral",
+        _decoder(
+            4096, 14336, (32, 8), 32000, 32768, num_local_experts=8, num_experts_per_tok=2, sliding_window=None, **_SILU,
+        ),
+        _QKVO,
+        few=True,
+    ),
+    Model(
+        "qwen3-30b-a3b",
+        "qwen3_moe",
+        _decoder(
+            2048, 6144, (32, 4), 151936, 40960, head_dim=128, attention_bias=False, num_experts=128, num_experts_per_tok=8,
+            moe_intermediate_size=768, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], **_SILU,
+        ),
+        _QKVO,
+        few=True,
+    ),
+    Model(
+        "qwen1.5-moe-a2.7b",
+        "qwen2_moe",
+        _decoder(
+            2048, 5632, (16, 16), 151936, 8192, num_experts=60, num_experts_per_tok=4, moe_intermediate_size=1408,
+            shared_expert_intermediate_size=5632, norm_topk_prob=False, decoder_sparse_step=1, use_sliding_window=False, **_SILU,
+        ),
+        _QKVO,
+        few=True,
+    ),
+    Model(
+        "olmoe-1b-7b",
+        "olmoe",
+        _decoder(
+            2048, 1024, (16, 16), 50304, 4096, num_experts=64, num_experts_per_tok=8, norm_topk_prob=False, clip_qkv=None, **_SILU,
+        ),
+        _QKVO,
+        few=True,
+    ),
+    Model(
+        "granite-3.0-1b-a400m",
+        "granitemoe",
+        {
+            **_decoder(
+                1024, 512, (16, 8), 49155, 4096, num_local_experts=32, num_experts_per_tok=8, embedding_multiplier=12.0,
+                attention_multiplier=0.015625, residual_multiplier=0.22, logits_scaling=6.0, attention_bias=False, **_SILU,
+            ),
+            "tie_word_embeddings": True,
+        },
+        _QKVO,
+        few=True,
+    ),
+    Model(
+        "minimax-m2.5",
+        "minimax_m2",
+        _decoder(
+            3072, 1536, (48, 8), 200064, 196608, head_dim=128, num_local_experts=64, num_experts_per_tok=8, rotary_dim=64,
+            rms_norm_eps=1e-6, **_SILU,
+        ),
+        _QKVO,
+        few=True,
+    ),
+    Model(
+        "glm-4.5-air",
+        "glm4_moe",
+        _decoder(
+            4096, 10944, (96, 8), 151552, 131072, head_dim=128, moe_intermediate_size=1408, n_routed_experts=128, n_shared_experts=1,
+            num_experts_per_tok=8, first_k_dense_replace=1, n_group=1, topk_group=1, norm_topk_prob=True, use_qk_norm=False,
+            attention_bias=True, partial_rotary_factor=0.5, routed_scaling_factor=1.0, **_SILU,
+        ),
+        _QKVO,
+        few=True,
+    ),
+    Model(
+        "gpt-oss-20b",
+        "gpt_oss",
+        _decoder(
+            2880, 2880, (64, 8), 201088, 131072, head_dim=64, num_local_experts=32, num_experts_per_tok=4, sliding_window=128,
+            attention_bias=True, **_SILU,
+        ),
+        _QKVO,
+        layer_types=("sliding_attention", "full_attention"),
+        attentions=("eager",),
+        few=True,
+    ),
+    Model(
+        "deepseek-v2-lite",
+        "deepseek_v2",
+        _decoder(
+            2048, 10944, (16, 16), 102400, 4096, q_lora_rank=None, n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6,
+            moe_intermediate_size=1408, n_group=1, topk_group=1, topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0,
+            **_LATENT,
+        ),
+        ("q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+        few=True,
+        pads=True,
+    ),
+    Model(
+        "deepseek-v3-like",
+        "deepseek_v3",
+        _decoder(
+            2048, 6144, (16, 16), 129280, 4096, q_lora_rank=1536, n_routed_experts=64, n_shared_experts=1, num_experts_per_tok=8,
+            moe_intermediate_size=1024, n_group=8, topk_group=4, norm_topk_prob=True, routed_scaling_factor=2.5, **_LATENT,
+        ),
+        ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+        few=True,
+        pads=True,
+    ),
+)  # fmt: skip
+
 MODELS = (
     Model("llama-2-7b", "llama", _decoder(4096, 11008, (32, 32), 32000, 4096, **_SILU), _QKVO),
     Model("llama-3-8b", "llama", _decoder(4096, 14336, (32, 8), 128256, 8192, rope_theta=500000.0, **_SILU), _QKVO),
@@ -96,6 +213,7 @@ MODELS = (
     Model("gpt2-xl", "gpt2", _GPT2, ("c_attn", "c_proj"), layers_field="n_layer"),
     Model("opt-6.7b", "opt", _OPT, ("q_proj", "k_proj", "v_proj", "out_proj")),
     Model("falcon-7b", "falcon", _FALCON, ("query_key_value", "dense")),
+    *_ROUTED,
 )
 
 
@@ -195,8 +313,29 @@ METHODS = ("qlora", "lora", "full", "qlora-unprepared")
 
 def runs(model: Model) -> list[Run]:
     """The runs of a model: the whole grid, then one option at a time around it, then a Tesla T4; no run twice."""
+    if model.few:
+        return list(dict.fromkeys(_few(model)))
     every = (*_grid(model.attentions), *_options(model.attentions[0]), *_turing(model.attentions))
     return list(dict.fromkeys(every))
+
+
+def _few(model: Model) -> Iterator[Run]:
+    first, last = model.attentions[0], model.attentions[-1]
+    small, large = SHAPES
+    padding = model.pads and first == "sdpa"
+    yield Run("full", "none", first, *small, padding=padding)
+    yield Run("full", "none", last, *small)
+    yield Run("full", "non-reentrant", last, *large)
+    yield Run("full", "non-reentrant", first, *large, padding=padding)
+    yield Run("lora", "none", first, *small, padding=padding)
+    yield Run("lora", "non-reentrant", last, *large)
+    yield Run("lora", "none", first, *large, named_targets=True, padding=padding)
+    yield Run("qlora", "non-reentrant", first, *small, padding=padding)
+    yield Run("qlora", "none", last, *large)
+    yield Run("qlora", "reentrant", first, *small, padding=padding)
+    yield Run("qlora-unprepared", "non-reentrant", first, *large, padding=padding)
+    yield Run("qlora-unprepared", "none", last, *small)
+    yield Run("lora", "none", last, *small, named_targets=True, double_quant=False, turing=True)
 
 
 def _grid(attentions: tuple[str, ...]) -> Iterator[Run]:

@@ -8,6 +8,9 @@ on fake CUDA tensors. It patches global state, so that each run is a fork of a p
 second a run instead of ten). Beside its own figures, which contain the unsplit remainders of PyTorch's caching allocator, this
 records the `rounded_*` ones: the plain sum of what lives, each storage rounded up to 512 bytes, no allocator in between.
 
+Where the oracle differs from CUDA it is put right here, one function a difference, each with what shows it: the biases of 4-bit
+linears, attention that broadcasts its keys, masks of windows that a sequence reaches.
+
 Needs torch, transformers, peft, bitsandbytes, accelerate and g++; no GPU, no weights, no network. Unix only (fork).
 """
 
@@ -127,6 +130,66 @@ def observe(probe: Any) -> list[dict[str, int]]:
     return seen
 
 
+def load_biases_as_they_are(probe: Any) -> None:
+    """
+    Give the biases of 4-bit linears the type of the checkpoint, as from_pretrained does.
+
+    The oracle leaves them in fp32, the default type in which replace_with_bnb_linear makes them; kbit-prepare casts them anyway.
+    """
+    built = probe.build
+
+    def build(a: Any) -> Any:
+        model = built(a)
+        for module in model.modules() if a.quant == "nf4" and not a.kbit_prepare else ():
+            if type(getattr(module, "weight", None)).__name__ == "Params4bit" and module.bias is not None:
+                module.bias.data = module.bias.data.to(probe.DTYPES[a.dtype])
+        return model
+
+    probe.build = build
+
+
+def refuse_to_broadcast(probe: Any) -> None:
+    """
+    Take the math kernel where keys have fewer heads than queries and nobody said enable_gqa, as Falcon's multi-query attention.
+
+    The oracle plays a fused kernel there, which CUDA refuses: torch@2.13.0, aten/src/ATen/native/transformers/sdp_utils_cpp.h,
+    check_batch_size_and_num_heads_dense. What PyTorch does without any fused kernel is what it does on this device by itself.
+    """
+    functional, installed = probe.F, probe.install_patches
+    unfused = functional.scaled_dot_product_attention
+
+    def install_patches(*given: Any) -> Any:
+        kept = installed(*given)
+        fused = functional.scaled_dot_product_attention
+
+        def attention(q: Any, k: Any, v: Any, *more: Any, **named: Any) -> Any:
+            broadcasts = k.shape[1] != q.shape[1] and not named.get("enable_gqa")
+            return (unfused if broadcasts else fused)(q, k, v, *more, **named)
+
+        functional.scaled_dot_product_attention = attention
+        return kept
+
+    probe.install_patches = install_patches
+
+
+def cut_by_windows() -> None:
+    """
+    Give layers whose window a sequence reaches their mask under sdpa, as a real run does.
+
+    The oracle skips all masks of a run without padding, because transformers takes its fake tensors for a trace and would make
+    every one; `_ignore_causal_mask_sdpa` skips none that a window cuts.
+    """
+    masking = importlib.import_module("transformers.masking_utils")
+    make = masking.sdpa_mask
+
+    def sdpa_mask(*, kv_length: int, local_size: int | None = None, allow_is_causal_skip: bool = True, **more: Any) -> Any:
+        is_cut = local_size is not None and kv_length >= local_size
+        skips = allow_is_causal_skip and not is_cut
+        return make(kv_length=kv_length, local_size=local_size, allow_is_causal_skip=skips, **more)
+
+    masking.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = sdpa_mask
+
+
 def measure(probe: Any, arguments: list[str]) -> dict[str, Any]:
     """One run of the oracle in a fork: its figures and the rounded ones, or {"error": why}."""
     reader, writer = os.pipe()
@@ -135,6 +198,9 @@ def measure(probe: Any, arguments: list[str]) -> dict[str, Any]:
         try:
             with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
                 seen = observe(probe)
+                load_biases_as_they_are(probe)
+                refuse_to_broadcast(probe)
+                cut_by_windows()
                 figures = probe.probe(probe.parse(arguments))
             figures |= {key: value for key, value in seen[0].items() if key != "recorder"}
         except BaseException as error:  # noqa: BLE001  # whatever stops a run is the run's result

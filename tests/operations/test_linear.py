@@ -1,0 +1,94 @@
+"""Dense and quantised products against real torch, and against bitsandbytes' functions step by step."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.dtypes import DType
+from planner.operations.elementwise import activation
+from planner.operations.linear import Linear, base_linear, product
+from planner.tensors import Tensor
+from tests.live import Figures, leaf, of_tape, of_torch, pair
+
+torch = pytest.importorskip("torch")
+F = pytest.importorskip("torch.nn.functional")
+
+BF16, FP16, FP32 = DType.BF16, DType.FP16, DType.FP32
+B, S, K, M = 2, 12, 32, 48
+
+
+@pytest.mark.parametrize("needs_grad", [True, False], ids=["grad", "first"])
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_dense_product(dtype, bias, trained, needs_grad):
+    """A trained weight saves the input; an input that needs a gradient saves the weight."""
+    module = torch.nn.Linear(K, M, bias=bias).to({FP32: torch.float32, BF16: torch.bfloat16}[dtype]).requires_grad_(trained)
+    x, ours = pair((B, S, K), dtype, grad=needs_grad)
+    weight, added = leaf(module.weight), leaf(module.bias) if bias else None
+
+    assert of_torch(module, x) == of_tape(lambda t, x: product(t, x, weight, added, K, M), ours)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize(("given", "stored"), [(FP32, FP32), (BF16, FP32), (FP32, BF16), (BF16, BF16)])
+def test_dense_product_under_autocast(given, stored, trained):
+    """Operands are cast first, in the order input, weight; gradients are cast back."""
+    module = torch.nn.Linear(K, M, bias=False).to({FP32: torch.float32, BF16: torch.bfloat16}[stored]).requires_grad_(trained)
+    x, ours = pair((B * S, K), given)
+    weight = leaf(module.weight)
+
+    def real(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return module(F.silu(x))  # not a leaf, whose copy autocast would keep
+
+    def planned(t, x):
+        held = activation(t, x, "silu")  # as the arguments of a module's call are
+        return product(t, held, weight, None, K, M)
+
+    assert of_torch(real, x) == of_tape(planned, ours, autocast=BF16)
+
+
+def four_bit(**more) -> Linear:
+    return Linear(K, M, Tensor(None, K * M // 2, DType.UINT8), quantization="nf4", **more)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_four_bit_product_by_hand(nested):
+    """
+    bf16 in and out: forward holds the dense weight and, nested, its scales twice while it is made; nothing but the output is kept.
+    """
+    x = Tensor(None, B * S * K, BF16, requires_grad=True)
+    weight, scales = 2 * K * M, 4 * K * M // 64 * nested
+    out, dx = 2 * B * S * M, 2 * B * S * K
+    expected = Figures(scales + weight + out, out, 2 * out + weight + max(scales, dx), dx)
+
+    assert expected == of_tape(lambda t, x: base_linear(t, x, four_bit(nested=nested)), x)
+
+
+def test_four_bit_kernel_that_reads_the_packed_weight():
+    """Few tokens are multiplied without a dense weight in forward; backward makes it all the same."""
+    x = Tensor(None, B * S * K, BF16, requires_grad=True)
+    figures = of_tape(lambda t, x: base_linear(t, x, four_bit(fused_tokens=B * S)), x)
+    out = 2 * B * S * M
+
+    assert (out, out) == figures[:2]
+    assert figures.backward >= 2 * out + 2 * K * M
+
+
+def test_four_bit_casts_to_its_compute_dtype_and_back():
+    """An fp32 residual stream: a bf16 input and output beside the fp32 ones, and no weight that outlives the product."""
+    x = Tensor(None, B * S * K, FP32, requires_grad=True)
+    figures = of_tape(lambda t, x: base_linear(t, x, four_bit(nested=False)), x)
+
+    assert 4 * B * S * M == figures.kept
+    assert max(2 * B * S * K + 2 * K * M + 2 * B * S * M, 2 * B * S * K + 6 * B * S * M) == figures.forward
+
+
+def test_int8_keeps_its_input():
+    """LLM.int8 holds x itself by a plain attribute; what it quantises is gone when it returns."""
+    x, out = Tensor(None, B * S * K, FP16, requires_grad=True), 2 * B * S * M
+    layer = Linear(K, M, Tensor(None, K * M, DType.INT8), quantization="int8")
+    figures = of_tape(lambda t, x: base_linear(t, activation(t, x, "silu"), layer), x)
+
+    assert 2 * B * S * K + out == figures.kept
