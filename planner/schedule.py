@@ -111,16 +111,15 @@ class Tape:
             StopRecomputation: Nothing more is needed of this recomputation.
         """
         frame = self._frame
-        kept = tuple(None if x is None else x.detach() if x.node is not None else x for x in tensors)
-        if frame is None:
-            return kept
-        if self._recomputing:
+        if frame is not None and not self._recomputing:
+            frame.total += 1
+            return ()
+        kept = tuple([x if x is None or x.node is None else x.detach() for x in tensors])
+        if frame is not None:
             frame.recomputed.append(kept)
             if len(frame.recomputed) >= frame.total:
                 raise StopRecomputation
-            return kept
-        frame.total += 1
-        return ()
+        return kept
 
     def record(self, outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor | None], saved: Saved | None, run: Backward) -> None:
         """Put an operation on the graph. `saved` is what `save` returned; None if it saves nothing."""

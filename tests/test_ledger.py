@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from planner.ledger import Allocation, Category, Ledger, Phase, Rows, Span
@@ -30,7 +32,7 @@ def timelines(draw) -> list[Span]:
     """Phases that share out the twelve steps; the same phase may come twice."""
     cuts = sorted(draw(st.sets(st.integers(1, STEPS - 1), max_size=4)))
     edges = [0, *cuts, STEPS]
-    return [Span(draw(st.sampled_from(Phase)), begin, end) for begin, end in zip(edges, edges[1:])]
+    return [Span(draw(st.sampled_from(Phase)), begin, end) for begin, end in pairwise(edges)]
 
 
 def live(rows: list[Allocation], step: int) -> int:
@@ -82,8 +84,8 @@ def test_ends_are_half_open():
     rows = [Allocation("a", Category.INPUT, 3, 0, 1), Allocation("b", Category.INPUT, 5, 1, 2)]
     ledger = Ledger("test", rows, [Span(Phase.FORWARD, 0, 2)])
 
-    assert [3, 5] == ledger.curve
-    assert ["b"] == [row.name for row in ledger.live_at(1)]
+    assert ledger.curve == [3, 5]
+    assert [row.name for row in ledger.live_at(1)] == ["b"]
 
 
 def test_what_lives_is_shown_largest_first():
@@ -92,8 +94,8 @@ def test_what_lives_is_shown_largest_first():
     rows = [Allocation(str(category), category, size, 0, 1) for category, size in sizes.items()]
     ledger = Ledger("test", rows, [Span(Phase.FORWARD, 0, 1)])
 
-    assert [9, 7, 5] == [row.nbytes for row in ledger.live_at(0)]
-    assert [Category.PARAMETER, Category.ADAPTER, Category.LOGITS] == list(ledger.by_category(0))
+    assert [row.nbytes for row in ledger.live_at(0)] == [9, 7, 5]
+    assert list(ledger.by_category(0)) == [Category.PARAMETER, Category.ADAPTER, Category.LOGITS]
 
 
 @hypothesis.given(allocations())
@@ -106,4 +108,4 @@ def test_an_empty_ledger_has_no_curve():
     """No timeline, no steps, no peaks."""
     ledger = Ledger("test", [], [])
 
-    assert ([], {}) == (ledger.curve, ledger.peaks)
+    assert (ledger.curve, ledger.peaks) == ([], {})

@@ -25,7 +25,7 @@ import model_specs
 from planner import api, stack
 from planner.architecture import family_of, known_families
 from planner.cli.commands import NAMES
-from tests.oracle.matrix import MODELS
+from tests.oracle import cases
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 FENCE = re.compile(r"^```(console|pycon)( slow)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -140,7 +140,7 @@ def test_families_are_listed(kind, request):
     part = next(match for match in GENERATED.finditer(README.read_text(encoding="utf-8")) if match[2] == kind)
     names = [name for name, is_known in steps.items() if is_known == (kind != "unknown")]
     if kind == "held":
-        names = sorted({model.model_type for model in MODELS} & set(names))
+        names = sorted({cases.document(name)["config"]["model_type"] for name in cases.NAMES} & set(names))
 
     check(request, ", ".join(f"`{name}`" for name in names), *part.span(3))
 
@@ -173,7 +173,4 @@ def test_there_are_two_setup_commands():
 
 def setup_commands() -> list[str]:
     """The commands of the first two shell blocks."""
-    return [
-        block.strip()
-        for block in re.findall(r"^```sh\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[:2]
-    ]
+    return [block.strip() for block in re.findall(r"^```sh\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[:2]]

@@ -192,7 +192,7 @@ def test_backward_runs_the_newest_node_first():
         tape.record(made[name], [made.get(i, i) if isinstance(i, str) else i for i in inputs], None, note(name))
     tape.backward(made["d"], tape.new(8, FP32, "gradient"))
 
-    assert ["d", "c", "b", "a"] == order
+    assert order == ["d", "c", "b", "a"]
 
 
 def test_a_node_that_nothing_reaches_does_not_run():
@@ -203,7 +203,7 @@ def test_a_node_that_nothing_reaches_does_not_run():
     out = activation(tape, x, "silu")
     tape.backward(out, tape.new(64, FP32, "seed"))
 
-    assert ["beside", "silu", "seed", "gradient"] == [name for _, _, name, _ in tape.storages]
+    assert [name for _, _, name, _ in tape.storages] == ["beside", "silu", "seed", "gradient"]
 
 
 def test_gradients_take_the_dtype_of_what_they_belong_to():
@@ -233,7 +233,7 @@ def test_the_last_save_ends_a_recomputation():
     tape.backward(out, tape.new(64, FP32, "gradient"))
     names = [name for _, _, name, _ in tape.storages]
 
-    assert (1, 2) == (names.count("silu"), names.count("tail"))  # silu saves its input, before its output is made
+    assert (names.count("silu"), names.count("tail")) == (1, 2)  # silu saves its input, before its output is made
 
 
 def test_save_raises_when_the_last_is_there():
@@ -252,10 +252,10 @@ def test_save_raises_when_the_last_is_there():
         return out
 
     out = tape.checkpoint(region, Tensor(None, 8, FP32, requires_grad=True), reentrant=False)
-    assert [] == seen
+    assert seen == []
     tape.backward(out, tape.new(8, FP32, "gradient"))
 
-    assert ["stopped"] == seen
+    assert seen == ["stopped"]
 
 
 @pytest.mark.parametrize("checkpointed", [True, False])
@@ -273,13 +273,13 @@ def test_what_a_function_keeps_for_itself_outlives_checkpointing(checkpointed):
 
     x = Tensor(None, 8, FP32, requires_grad=True)
     out = tape.checkpoint(region, x, reentrant=False) if checkpointed else region(x)
-    assert 432 == live_curve(tape)[-1]
+    assert live_curve(tape)[-1] == 432
     tape.backward(out, tape.new(8, FP32, "gradient"))
     del out
     assert live_curve(tape)[-1] >= 400
     tape.free_graph()
 
-    assert 32 == live_curve(tape)[-1]  # x's gradient
+    assert live_curve(tape)[-1] == 32  # x's gradient
 
 
 def test_a_shared_leaf_waits_for_both_gradients():
@@ -291,7 +291,7 @@ def test_a_shared_leaf_waits_for_both_gradients():
     tape.backward(end, tape.new(64, FP32, "gradient"))
 
     assert weight.grad is not None
-    assert 1 == len(tape.gradients)
+    assert len(tape.gradients) == 1
 
 
 def test_segments_share_out_the_events():
@@ -310,9 +310,9 @@ def test_segments_share_out_the_events():
 
     assert [0, *ends[:-1]] == [segment.begin for segment in tape.segments]
     assert len(tape.events) >= ends[-1]
-    assert [(Phase.FORWARD, 5)] * 2 + [(Phase.BACKWARD, 5)] * 2 == [
+    assert [
         (segment.phase, segment.repeat) for segment in tape.segments if segment.region is not None
-    ]
+    ] == [(Phase.FORWARD, 5)] * 2 + [(Phase.BACKWARD, 5)] * 2
 
 
 def test_kernel_scratch_is_a_category_of_its_own():
@@ -320,5 +320,5 @@ def test_kernel_scratch_is_a_category_of_its_own():
     tape = Tape()
     tape.scratch("room", 100, 200)
 
-    assert [0, 1, ~1, ~0] == tape.events or [0, 1, ~0, ~1] == tape.events
+    assert tape.events in ([0, 1, ~1, ~0], [0, 1, ~0, ~1])
     assert {Category.WORKSPACE} == {category for *_, category in tape.storages}

@@ -1,66 +1,51 @@
-"""Storages are freed by reference counting alone, and views keep them alive."""
+"""Leaves of the tape's graph against torch's own."""
 
 from __future__ import annotations
 
+import pytest
+
 from planner.dtypes import DType
-from planner.ledger import Category
+from planner.operations.elementwise import add
+from planner.operations.embedding import lookup
+from planner.operations.linear import product
 from planner.schedule import Tape
-from planner.tensors import Leaf, Storage, Tensor
+from planner.tensors import Leaf, Tensor
+from tests.live import of_tape, of_torch, pair
+
+torch = pytest.importorskip("torch")
+
+ROWS, WIDTH, VOCABULARY = 24, 16, 50
 
 
-def test_a_storage_writes_its_birth_and_its_death():
-    """An index when it is made, its complement when the last reference goes."""
-    tape = Tape()
-    first = Storage(tape, 100, "first", Category.INPUT)
-    second = Storage(tape, 200, "second", Category.LOGITS)
-    del first
-    del second
+def test_a_shared_leaf_waits_for_both_gradients():
+    """The gradient of a tied head lives in the engine's buffer until the embedding's has come, and both are summed."""
+    weight, table = pair((VOCABULARY, WIDTH))
+    given = torch.arange(ROWS)
 
-    assert [0, 1, ~0, ~1] == tape.events
-    assert [100, 200] == [nbytes for nbytes, *_ in tape.storages]
-    assert [Category.INPUT, Category.LOGITS] == [category for *_, category in tape.storages]
+    def tied(t: Tape, ids: Tensor) -> Tensor:
+        t.share(table)
+        return product(t, lookup(t, table, ROWS, WIDTH), table, None, WIDTH, VOCABULARY)
 
+    expected = of_torch(lambda ids: torch.nn.functional.linear(torch.nn.functional.embedding(ids, weight), weight), given)
 
-def test_a_view_keeps_the_memory():
-    """A detached tensor is a leaf on the same storage, which dies with the last of the two."""
-    tape = Tape()
-    x = tape.new(10, DType.BF16, "x")
-    view = x.detach(requires_grad=True)
-    del x
-
-    assert [0] == tape.events
-    assert view.requires_grad and view.node is None
-
-    del view
-
-    assert [0, ~0] == tape.events
+    assert expected == of_tape(tied, Tensor(None, ROWS, DType.INT64))
 
 
-def test_a_parameter_has_no_memory_of_its_own():
-    """It rests outside the tape: making and dropping one writes nothing."""
-    tape = Tape()
-    weight = Tensor(None, 10, DType.FP32, requires_grad=True)
-    del weight
+@pytest.mark.parametrize("asks", [True, False], ids=["a leaf that asks for a gradient", "plain input"])
+def test_autocast_keeps_its_copy_of_a_leaf(asks: bool):
+    """An fp32 leaf that needs a gradient is copied once for all products under autocast; other inputs once for each."""
+    first, a = pair((WIDTH, WIDTH))
+    second, b = pair((WIDTH, WIDTH))
 
-    assert [] == tape.events
+    def real() -> torch.Tensor:
+        x = torch.zeros(ROWS, WIDTH, requires_grad=asks)
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.nn.functional.linear(x, first) + torch.nn.functional.linear(x, second)
 
+    def taped(t: Tape) -> Tensor:
+        x = t.new(ROWS * WIDTH, DType.FP32, "input")
+        x = Leaf.of(x) if asks else x
+        with t.autocasting(DType.BF16):
+            return add(t, product(t, x, a, None, WIDTH, WIDTH), product(t, x, b, None, WIDTH, WIDTH))
 
-def test_a_leaf_shares_memory_and_needs_a_gradient():
-    """`x.detach().requires_grad_()` on what the tape allocated."""
-    tape = Tape()
-    x = tape.new(10, DType.BF16, "x")
-    leaf = Leaf.of(x)
-
-    assert leaf.storage is x.storage
-    assert leaf.requires_grad and not x.requires_grad
-
-
-def test_bytes_are_elements_times_their_size():
-    """A scope and a category are written beside them."""
-    tape = Tape()
-    tape.scope, tape.category = "mlp", Category.TEMPORARY
-    held = [tape.new(3, dtype, dtype.value) for dtype in (DType.BOOL, DType.BF16, DType.FP32, DType.INT64)]
-
-    assert [(3, "mlp"), (6, "mlp"), (12, "mlp"), (24, "mlp")] == [(nbytes, scope) for nbytes, scope, *_ in tape.storages]
-    assert {Category.TEMPORARY} == {category for *_, category in tape.storages}
-    assert len(held) == 4
+    assert of_torch(real) == of_tape(taped)

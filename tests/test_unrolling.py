@@ -10,8 +10,9 @@ import pytest
 from planner.architecture import build_spec
 from planner.dtypes import DType
 from planner.engines.analytic import decoder_of
+from planner.engines.modules import kernels_of
 from planner.engines.resting import rest
-from planner.engines.step import kernels_of, run_step
+from planner.engines.step import run_step
 from planner.ledger import Ledger, Phase, Rows
 from planner.preparation import prepare
 from planner.recipe import make_recipe
@@ -105,4 +106,4 @@ def test_allocations_are_rounded_one_by_one():
 
     assert all(size % 512 == 0 for size in rows.sizes)
     assert min(rows.begins) >= 10
-    assert all(begin <= end for begin, end in zip(rows.begins, rows.ends))
+    assert all(begin <= end for begin, end in zip(rows.begins, rows.ends, strict=True))

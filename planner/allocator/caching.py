@@ -53,9 +53,7 @@ class CachingAllocator:
         torch@2.13.0, c10/cuda/CUDACachingAllocator.cpp, DeviceCachingAllocator.
     """
 
-    def __init__(
-        self, capacity: int | None = None, settings: AllocatorSettings | None = None, *, device_bytes: int | None = None
-    ) -> None:
+    def __init__(self, capacity: int | None = None, settings: AllocatorSettings | None = None, *, device_bytes: int | None = None) -> None:
         self.settings = settings = settings or AllocatorSettings()
         device_bytes = capacity if device_bytes is None else device_bytes
         self._allowed: int | None = None

@@ -58,6 +58,4 @@ def replay(
         except OutOfMemory as error:
             failed_at, failure = position, error
             break
-    return Replay(
-        allocator.peak_reserved_bytes, allocator.peak_allocated_bytes, allocator.num_flushes - flushes, failed_at, failure, live
-    )
+    return Replay(allocator.peak_reserved_bytes, allocator.peak_allocated_bytes, allocator.num_flushes - flushes, failed_at, failure, live)

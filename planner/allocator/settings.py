@@ -186,9 +186,7 @@ def _pairs(text: str) -> dict[str, str]:
             )
         key, end = match[1], match.end()
         if key not in _READ_KEYS and key not in IGNORED_KEYS:
-            raise InvalidRecipeError(
-                f"`{key}` is no setting of PyTorch's CUDA allocator", hint=f"it knows {', '.join(sorted(_READ_KEYS))}"
-            )
+            raise InvalidRecipeError(f"`{key}` is no setting of PyTorch's CUDA allocator", hint=f"it knows {', '.join(sorted(_READ_KEYS))}")
         found[key] = match[2]
     return found
 

@@ -18,8 +18,9 @@ from planner.architecture.decoder import Decoder
 from planner.device import Device
 from planner.dtypes import DType
 from planner.engines.loading import unsplit_bytes
+from planner.engines.modules import Kernels, kernels_of
 from planner.engines.resting import Resting, rest
-from planner.engines.step import Kernels, kernels_of, run_step
+from planner.engines.step import run_step
 from planner.engines.traps import Trap, find_traps
 from planner.errors import UnsupportedModelError
 from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace

@@ -39,32 +39,44 @@ class _Loading:
         self.asked = 0  # bytes of the tensors that stay, each rounded
 
     def run(self) -> int:
-        outside, layers = self.in_order()
+        before, layers, after = self.in_order()
         if self.known.warms_up_allocator and self.known.loads_on == "cuda":
             self.warm_up()
+        self.load(before)
         marks = []
         for i, rows in enumerate(layers[:_LAYERS_REPLAYED]):
             if i == _LAYERS_REPLAYED // 2:
                 marks.append(self.excess())
             self.load(rows)
         marks.append(self.excess())
-        self.load(outside)
+        self.load(after)
         self.cast()
-        for rows in (*layers[:_LAYERS_REPLAYED], outside):
+        for rows in (before, *layers[:_LAYERS_REPLAYED], after):
             self.adapt(rows)
         more = len(layers) - _LAYERS_REPLAYED
         growth = 0 if more <= 0 else more * (marks[1] - marks[0]) // (_LAYERS_REPLAYED // 2)
         return self.excess() + growth
 
-    def in_order(self) -> tuple[list[PreparedModule], list[list[PreparedModule]]]:
-        """The modules that occur once, and those of each layer."""
-        outside = [row for row in self.preparation.modules if row.module.layers is None]
+    def in_order(self) -> tuple[list[PreparedModule], list[list[PreparedModule]], list[PreparedModule]]:
+        """
+        What comes before the layers, each layer, and what comes after.
+
+        Straight to the card tensors come in the order of the checkpoint's sorted names; from the CPU in the order of the modules.
+
+        Source:
+            transformers@5.23.0, core_model_loading.py, dot_natural_key; torch@2.13.0, nn/modules/module.py, Module._apply.
+        """
+        rows = self.preparation.modules
+        if self.known.loads_on == "cuda":
+            rows = tuple(sorted(rows, key=lambda row: row.module.name))
         layers: dict[tuple[str, int], list[PreparedModule]] = {}
-        for row in self.preparation.modules:
-            stack = row.module.name.split("*", 1)[0]
+        outside: tuple[list[PreparedModule], list[PreparedModule]] = ([], [])
+        for row in rows:
             for layer in row.module.layers or ():
-                layers.setdefault((stack, layer), []).append(row)
-        return outside, list(layers.values())
+                layers.setdefault((row.module.name.split("*", 1)[0], layer), []).append(row)
+            if row.module.layers is None:
+                outside[bool(layers)].append(row)
+        return outside[0], [layers[key] for key in sorted(layers)], outside[1]
 
     def excess(self) -> int:
         return self.allocator.allocated_bytes - self.asked

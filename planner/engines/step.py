@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import NamedTuple
 
-from planner.architecture.decoder import Attention, Decoder, Layer, NormSpec
+from planner.architecture.decoder import Attention, Decoder
 from planner.dtypes import DType
+from planner.engines.modules import Kernels, Modules
 from planner.engines.resting import Resting
 from planner.formulas.blocks import allocated, total_allocated
-from planner.formulas.four_bit_kernel import reads_packed_weight
 from planner.formulas.gradients import clip_grad_norm
 from planner.formulas.optimizer import VARIANTS, step_temporaries
 from planner.ledger import Category, Phase
 from planner.operations.attention import Positions
-from planner.operations.decoder import Batch, Weights, decoder_layer, normalise
+from planner.operations.decoder import Batch, decoder_layer, normalise
 from planner.operations.elementwise import add_broadcast, dropout, expand, scale
 from planner.operations.embedding import adapted_lookup, lookup
-from planner.operations.experts import Parameter
 from planner.operations.fused_head import chunked_loss, liger_loss
 from planner.operations.head import full_loss, logits
-from planner.operations.linear import Linear, Lora
 from planner.operations.lora import linear
-from planner.operations.norm import Norm
 from planner.operations.rotary import TABLES
-from planner.operations.short_convolution import Convolution
-from planner.preparation import Preparation, PreparedModule
+from planner.preparation import Preparation
 from planner.recipe import Recipe
 from planner.schedule import Tape
-from planner.spec import ModuleKind
 from planner.stack import Behaviours
 from planner.tensors import Leaf, Storage, Tensor
 
@@ -50,36 +44,6 @@ def run_step(
     return _Step(decoder, preparation, recipe, known, kernels).run(resting)
 
 
-class Kernels(NamedTuple):
-    """
-    What a card's compute capability changes in a step: cards that agree here share it.
-
-    Attributes:
-        is_ampere: Compute capability 8.0 or later: flash attention, grouped products.
-        fused: The 4-bit linears that are multiplied without being dequantised.
-    """
-
-    is_ampere: bool
-    fused: frozenset[str]
-
-
-def kernels_of(preparation: Preparation, recipe: Recipe, capability: tuple[int, int]) -> Kernels:
-    """
-    The kernels that a card of this compute capability runs.
-
-    Source:
-        formulas.four_bit_kernel.
-    """
-    compute, tokens = DType(recipe.compute_dtype), recipe.tokens
-    fused = (
-        row.name
-        for row in preparation.modules
-        if row.quantization in ("nf4", "fp4")
-        and reads_packed_weight(tokens, row.module.out_features, row.module.in_features, compute, capability)
-    )
-    return Kernels(capability >= (8, 0), frozenset(fused))
-
-
 class _Step:
     def __init__(
         self, decoder: Decoder, preparation: Preparation, recipe: Recipe, known: Behaviours, kernels: Kernels
@@ -89,14 +53,13 @@ class _Step:
         self.t = Tape()
         self.tokens = recipe.tokens
         self.autocast = None if recipe.mixed_precision == "no" else DType(recipe.mixed_precision)
-        self.leaves: list[Tensor] = []
-        self.owners: dict[str, Tensor] = {}  # weights outside the layers, by the module that owns them
+        self.modules = Modules(self.t, decoder.layer_prefix, preparation, recipe, kernels)
 
     def run(self, resting: Resting) -> Tape:
-        t, recipe = self.t, self.recipe
+        t = self.t
         with t.phase(Phase.FORWARD):
-            inputs = [Storage(t, 8 * self.tokens, name, Category.INPUT) for name in ("input ids", "labels", "attention mask")]
             earlier = self.accumulated(resting)
+            inputs = [Storage(t, 8 * self.tokens, name, Category.INPUT) for name in ("input ids", "labels", "attention mask")]
             loss, output = self.forward()
         with t.phase(Phase.BACKWARD):
             t.category = Category.TEMPORARY
@@ -119,7 +82,7 @@ class _Step:
     def forward(self) -> tuple[Tensor, Tensor | None]:
         """The loss, and the output where the entry point keeps it alive."""
         t, decoder, recipe = self.t, self.decoder, self.recipe
-        head = self.linear_of(self.at(decoder.head, None))
+        head = self.modules.linear_of(self.modules.at(decoder.head, None))
         output: Tensor | None = None
         with t.autocasting(self.autocast) if self.autocast else nullcontext():
             hidden = self.backbone()
@@ -130,7 +93,7 @@ class _Step:
             else:
                 output = logits(t, hidden, head, softcap=decoder.logit_softcap, scaled=decoder.logit_scale)
                 shifts = self.known.loss_extra_copies > 0 and recipe.batch_size > 1
-                loss = full_loss(t, output, self.tokens, decoder.vocab_size, shifts_logits=shifts)
+                loss = full_loss(t, output, self.tokens, sequences=recipe.batch_size, shifts_logits=shifts)
             del hidden
         if output is not None:
             if self.autocast and self.known.outputs_to_fp32:
@@ -152,9 +115,9 @@ class _Step:
         for found in positions.values():
             found.outputs, found.is_looping = None, False
         if decoder.norm is not None:
-            x = normalise(t, decoder.norm, x, self.outer_norm(decoder.norm))
+            x = normalise(t, decoder.norm, x, self.modules.outer_norm(decoder.norm))
         if decoder.project_out:
-            x = linear(t, x, self.linear_of(self.at(decoder.project_out, None)), decoder.project_out)
+            x = linear(t, x, self.modules.linear_of(self.modules.at(decoder.project_out, None)), decoder.project_out)
         return x
 
     def embed(self, held: list[Tensor]) -> Tensor:
@@ -165,9 +128,9 @@ class _Step:
             transformers@5.23.0, modeling_utils.py, enable_input_require_grads: a hook on the token embedding's module.
         """
         t, decoder = self.t, self.decoder
-        embedding = self.at(decoder.embedding, None)
-        table = self.owned(embedding)
-        lora = self.lora_of(embedding)
+        embedding = self.modules.at(decoder.embedding, None)
+        table = self.modules.owned(embedding)
+        lora = self.modules.lora_of(embedding)
         if lora is not None:
             x = adapted_lookup(t, table, self.tokens, embedding.module.shape[1], lora, scaled=decoder.embedding_scale)
         else:
@@ -179,16 +142,16 @@ class _Step:
         if decoder.embedding_multiplier:
             x = scale(t, x, "multiplied embedding")
         if decoder.project_in:
-            x = linear(t, x, self.linear_of(self.at(decoder.project_in, None)), decoder.project_in)
+            x = linear(t, x, self.modules.linear_of(self.modules.at(decoder.project_in, None)), decoder.project_in)
         held.append(x)
         if decoder.positions:
-            position = self.at(decoder.positions, None)
-            places = self.owned(position)
+            position = self.modules.at(decoder.positions, None)
+            places = self.modules.owned(position)
             copies = 1 if decoder.positions_by_token else self.recipe.batch_size
             held.append(lookup(t, places, self.tokens // copies, decoder.hidden_size, "position embedding"))
             x = add_broadcast(t, x, held[-1], copies, "embedding with positions")
         if decoder.embedding_norm is not None:
-            x = normalise(t, decoder.embedding_norm, x, self.outer_norm(decoder.embedding_norm))
+            x = normalise(t, decoder.embedding_norm, x, self.modules.outer_norm(decoder.embedding_norm))
         return dropout(t, x, decoder.dropout)
 
     def positions(self, x: Tensor, embedded: DType) -> dict[int, Positions]:
@@ -310,7 +273,7 @@ class _Step:
     def run_layer(self, region: int, repeat: int, x: Tensor, index: int, positions: Positions) -> Tensor:
         t, recipe = self.t, self.recipe
         layer = self.decoder.layers[index]
-        weights = self.weights(layer, index)
+        weights = self.modules.weights(layer, index)
         kernel = self.kernel_name(layer.attention, positions.mask)
         batch = Batch(recipe.batch_size, recipe.seq_len, kernel, self.kernels.is_ampere)
 
@@ -321,108 +284,6 @@ class _Step:
             if recipe.gradient_checkpointing:
                 return t.checkpoint(forward, x, reentrant=bool(recipe.use_reentrant))
             return forward(x)
-
-    def weights(self, layer: Layer, index: int) -> Weights:
-        """The modules of one layer, fresh: each instance has its own gradients."""
-        prefix = self.decoder.layer_prefix
-        linears, norms, parameters, convolutions = {}, {}, {}, {}
-        for name, rows in self.preparation.by_name.items():
-            if not name.startswith(prefix):
-                continue
-            row = rows[0] if len(rows) == 1 else self.at(name, index)
-            if row.module.layers is None or index not in row.module.layers:
-                continue
-            short = name[len(prefix) :]
-            if row.module.kind in (ModuleKind.LINEAR, ModuleKind.LINEAR_SUBCLASS, ModuleKind.CONV1D):
-                linears[short] = self.linear_of(row)
-            elif row.module.kind in (ModuleKind.EXPERTS, ModuleKind.PARAMETER):
-                parameters[short] = self.parameter_of(row)
-            elif row.module.kind is ModuleKind.CONVOLUTION:
-                bias = self.leaf(row.module.bias, row.bias_dtype, row.trainable) if row.module.bias else None
-                convolutions[short] = Convolution(self.owned(row), bias)
-        for spec in (*layer.norms, layer.attention.q_norm, layer.attention.k_norm):
-            if spec is not None and spec.name:
-                norms[spec.name] = self.norm_of(self.at(prefix + spec.name, index), spec.kind, spec.width)
-        return Weights(linears, norms, parameters, convolutions)
-
-    def parameter_of(self, row: PreparedModule) -> Parameter:
-        """A bare parameter with its leaves."""
-        module = row.module
-        outputs = module.out_features if len(module.shape) > 1 else 1
-        return Parameter(module.in_features, outputs, self.owned(row), self.lora_of(row))
-
-    def linear_of(self, row: PreparedModule) -> Linear:
-        """A linear with its leaves."""
-        module, recipe = row.module, self.recipe
-        bias = self.bias_of(row)
-        compute = DType(recipe.compute_dtype)
-        return Linear(
-            inputs=module.in_features,
-            outputs=module.out_features,
-            weight=self.owned(row),
-            bias=bias,
-            quantization=row.quantization,
-            quant_dtype=row.dtype,
-            compute_dtype=compute,
-            nested=recipe.double_quant,
-            fused_tokens=self.tokens if row.name in self.kernels.fused else 0,
-            lora=self.lora_of(row),
-        )
-
-    def lora_of(self, row: PreparedModule) -> Lora | None:
-        adapter = row.adapter
-        if adapter is None:
-            return None
-        a = self.leaf(adapter.a_shape[0] * adapter.a_shape[1], adapter.dtype, True)
-        b = self.leaf(adapter.b_shape[0] * adapter.b_shape[1], adapter.dtype, True)
-        magnitude = self.leaf(adapter.magnitude, adapter.magnitude_dtype, True) if adapter.has_magnitude else None
-        return Lora(adapter.rank, a, b, self.recipe.dropout, magnitude)
-
-    def owned(self, row: PreparedModule) -> Tensor:
-        """
-        The weight, or the copy that `modules_to_save` trains in its place; a tied one is its owner's, so that both gradients meet in
-        one tensor, but a copy is tied to nothing.
-        """
-        module = row.module
-        if row.saved_copy is not None:
-            return self.leaf(module.weight_numel, row.saved_copy, True)
-        if module.layers is not None:
-            return self.leaf(module.weight_numel, row.dtype, row.trainable)
-        name = module.tied_to or module.name
-        if name not in self.owners:
-            self.owners[name] = self.leaf(module.weight_numel, row.dtype, row.trainable)
-        else:
-            self.t.share(self.owners[name])
-        return self.owners[name]
-
-    def bias_of(self, row: PreparedModule) -> Tensor | None:
-        """Its bias, if it has one."""
-        if not row.module.bias:
-            return None
-        return self.leaf(row.module.bias, row.saved_copy or row.bias_dtype, row.trainable or row.saved_copy is not None)
-
-    def leaf(self, numel: int, dtype: DType, trainable: bool) -> Tensor:
-        """A parameter: it rests outside the tape. Trained ones keep the gradient of earlier micro-batches."""
-        leaf = Tensor(None, numel, dtype, trainable)
-        if trainable:
-            self.leaves.append(leaf)
-            if self.recipe.grad_accum > 1:
-                leaf.grad = Tensor(None, numel, dtype)  # rests among what `accumulated` counts
-        return leaf
-
-    def outer_norm(self, spec: NormSpec) -> Weights:
-        """The one norm outside the layers, as `normalise` looks for it."""
-        if not spec.name:
-            return Weights({}, {})
-        return Weights({}, {spec.name: self.norm_of(self.at(spec.name, None), spec.kind, spec.width)})
-
-    def norm_of(self, row: PreparedModule, kind: str, width: int) -> Norm:
-        return Norm(kind, width or row.module.weight_numel, self.owned(row), self.bias_of(row))
-
-    def at(self, name: str, layer: int | None) -> PreparedModule:
-        row = self.preparation.at(name, layer)
-        assert row is not None, f"{name} is not in the module table"
-        return row
 
     def optimizer_step(self, resting: Resting) -> None:
         """Clipping, the step, and the end of the gradients (`zero_grad(set_to_none=True)`)."""
@@ -437,5 +298,5 @@ class _Step:
         if temporaries:
             step = Storage(t, temporaries, f"{recipe.optim} step", Category.TEMPORARY)
             del step
-        for leaf in self.leaves:
+        for leaf in self.modules.leaves:
             leaf.grad = None

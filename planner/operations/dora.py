@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.dtypes import DType
+from planner.dtypes import DType, promote
 from planner.ledger import Category
 from planner.operations.elementwise import add, add_constant, dropout, mul_broadcast, scale
 from planner.operations.linear import Linear, Lora, product
@@ -39,7 +39,7 @@ def _branch(t: Tape, x: Tensor, base: Tensor | None, layer: Linear, lora: Lora) 
     if base is None:
         base = product(t, x, weight, None, layer.inputs, layer.outputs, "base output again")
     elif layer.bias is not None:
-        base = add_constant(t, base, name="base output without bias")
+        base = add_constant(t, base, promote(base.dtype, layer.bias.dtype), "base output without bias")
     one = mul_broadcast(t, base, add_constant(t, factor), "rescaled base")
     out = add(t, one, scale(t, mul_broadcast(t, adapted, factor)), "DoRA output")
     del delta, graph, weight, norm, adapted, base

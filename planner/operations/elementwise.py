@@ -205,9 +205,9 @@ def gelu_fast(t: Tape, a: Tensor) -> Tensor:
     Source:
         transformers@5.23.0, activations.py, FastGELUActivation.forward.
     """
-    half, argument = scale(t, a, "half"), scale(t, a)
-    argument = mul(t, argument, add_constant(t, mul(t, scale(t, a), a)))
-    return mul(t, half, add_constant(t, activation_of_result(t, argument, "tanh")), "gelu")
+    half = scale(t, a, "half")
+    tanh = activation_of_result(t, mul(t, scale(t, a), add_constant(t, mul(t, scale(t, a), a))), "tanh")
+    return mul(t, half, add_constant(t, tanh), "gelu")
 
 
 def relu_squared(t: Tape, a: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ def split(t: Tape, a: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
         def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
             dtype = next(g.dtype for g in grads if g is not None)
-            zeros = [t.new(n, dtype, "zeros") for n, g in zip(sizes, grads) if g is None]
+            zeros = [t.new(n, dtype, "zeros") for n, g in zip(sizes, grads, strict=True) if g is None]
             out = t.new(full, dtype, "gradient of a split")
             del zeros
             return (out,)

@@ -142,7 +142,7 @@ class _LogProbsBackward:
         _together(t, compute, again * rows.first, rows.second, again * slabs.last)
         _together(t, compute, rows.second, again * slabs.last, again * slabs.first)
         held = t.new(rows.last, compute, "tile of hidden states"), t.new(slabs.last, compute, "tile of the head's weight")
-        out = [None if s is None or r is None else t.cast(s, r[1], "gradient of the head") for s, r in zip(sums, self.results)]
+        out = [None if s is None or r is None else t.cast(s, r[1], "gradient of the head") for s, r in zip(sums, self.results, strict=True)]
         del sums, tile, held
         return out
 

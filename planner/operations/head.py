@@ -36,7 +36,7 @@ def logits(t: Tape, hidden: Tensor, head: Linear, *, softcap: bool, scaled: bool
     return out
 
 
-def full_loss(t: Tape, given: Tensor, tokens: int, vocab: int, *, shifts_logits: bool = False) -> Tensor:
+def full_loss(t: Tape, given: Tensor, tokens: int, *, sequences: int, shifts_logits: bool = False) -> Tensor:
     """
     Cross entropy over materialised logits: an fp32 copy, its log-softmax (kept for backward), and a gradient of both in backward.
 
@@ -44,7 +44,7 @@ def full_loss(t: Tape, given: Tensor, tokens: int, vocab: int, *, shifts_logits:
         t: The tape.
         given: Logits [T, V].
         tokens: T.
-        vocab: V.
+        sequences: B. The shifted labels of one are a view, those of more a copy.
         shifts_logits: Whether logits are shifted into a contiguous copy of their own (transformers before 4.49) rather than labels.
 
     Source:
@@ -53,8 +53,8 @@ def full_loss(t: Tape, given: Tensor, tokens: int, vocab: int, *, shifts_logits:
     before, t.category = t.category, Category.LOGITS
     fp32 = t.cast(given, DType.FP32, "logits in fp32")
     shifted = copy(t, fp32, "shifted logits") if shifts_logits else fp32
-    padded = t.new(tokens + 1, DType.INT64, "padded labels", Category.INPUT)
-    labels = t.new(tokens, DType.INT64, "shifted labels", Category.INPUT)
+    padded = t.new(tokens + sequences, DType.INT64, "padded labels", Category.INPUT)
+    labels = t.new(tokens, DType.INT64, "shifted labels", Category.INPUT) if sequences > 1 else padded
     loss = _cross_entropy(t, shifted, labels)
     del padded, fp32, shifted
     t.category = before

@@ -125,3 +125,24 @@ def normalised(t: Tape, values: Tensor, rows: int, *, stabilised: bool = False) 
 
     t.record(out, (values,), t.save(kept, total), backward)
     return out
+
+
+def written(t: Tape, base: Tensor, source: Tensor) -> Tensor:
+    """
+    base[...] = source: the same memory. Its backward copies the whole gradient, and the part that was written once more.
+
+    Source:
+        torch@2.13.0, torch/csrc/autograd/functions/tensor.cpp, CopySlices::apply_impl.
+    """
+    out = Tensor(base.storage, base.numel, base.dtype)
+    if t.tracks(base, source):
+        whole, numel = base.numel, source.numel
+
+        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
+            g = grads[0]
+            assert g is not None
+            rest = t.new(whole, g.dtype, "gradient beside what was written")
+            return rest, t.new(numel, g.dtype, "gradient of what was written")
+
+        t.record(out, (base, source), None, backward)
+    return out

@@ -13,6 +13,7 @@ from planner.architecture.decoder import Attention, Latent
 from planner.dtypes import DType
 from planner.operations.attention import Shape, attend
 from planner.operations.elementwise import add, concatenate, copy, expand, mul_broadcast, part, split, subtract
+from planner.operations.indexing import written
 from planner.operations.rotary import apply_rotary
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
@@ -106,28 +107,7 @@ def _expanded(
     still, value = split(t, both, (tokens * spec.heads * sizes.still, tokens * spec.heads * sizes.value))
     k_rot = expand(t, k_rot, spec.heads)
     key = t.new(still.numel + k_rot.numel, both.dtype, "keys")
-    return _written(t, _written(t, key, still), k_rot), value
-
-
-def _written(t: Tape, base: Tensor, source: Tensor) -> Tensor:
-    """
-    base[...] = source: the same memory. Its backward copies the whole gradient, and the part that was written once more.
-
-    Source:
-        torch@2.13.0, torch/csrc/autograd/functions/tensor.cpp, CopySlices::apply_impl.
-    """
-    out = Tensor(base.storage, base.numel, base.dtype)
-    if t.tracks(base, source):
-        whole, numel = base.numel, source.numel
-
-        def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
-            g = grads[0]
-            assert g is not None
-            rest = t.new(whole, g.dtype, "gradient beside what was written")
-            return rest, t.new(numel, g.dtype, "gradient of what was written")
-
-        t.record(out, (base, source), None, backward)
-    return out
+    return written(t, written(t, key, still), k_rot), value
 
 
 def _attended(run: Runner, q: Tensor, k: Tensor, v: Tensor, spec: Attention, sizes: Latent) -> Tensor:

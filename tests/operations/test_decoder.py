@@ -1,4 +1,4 @@
-"""Whole decoder layers against transformers' own, run on the CPU with every weight trained."""
+"""Whole layers against transformers' own on the CPU, with eager attention."""
 
 from __future__ import annotations
 
@@ -6,94 +6,81 @@ from typing import Any
 
 import pytest
 
-from planner.architecture import Fields, build_spec, family_of
+from planner.architecture import build_spec
 from planner.architecture.decoder import Layer
 from planner.dtypes import DType
+from planner.engines.analytic import decoder_of
 from planner.operations.attention import Positions
 from planner.operations.decoder import Batch, Weights, decoder_layer
+from planner.operations.elementwise import scale
 from planner.operations.linear import Linear
 from planner.operations.norm import Norm
 from planner.tensors import Tensor
-from tests.live import TORCH, leaf, of_tape, of_torch, pair
+from tests.live import TORCH, Figures, leaf, of_tape, of_torch, pair
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-B, S = 2, 8
-TINY = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "vocab_size": 64, "pad_token_id": 0, "max_position_embeddings": 64,
+BF16, FP32 = DType.BF16, DType.FP32
+S, WIDTH, HEADS = 12, 32, 4
+SIZES = {
+    "vocab_size": 64, "hidden_size": WIDTH, "intermediate_size": 80, "num_hidden_layers": 1, "num_attention_heads": HEADS,
+    "num_key_value_heads": 2, "head_dim": WIDTH // HEADS, "max_position_embeddings": 64, "tie_word_embeddings": False,
+    "pad_token_id": 0,
 }  # fmt: skip
-PARTLY = {"partial_rotary_factor": 0.5}
-FAMILIES: list[tuple[str, dict[str, Any], DType]] = [
-    ("llama", {}, DType.BF16),
-    ("qwen2", {}, DType.BF16),
-    ("qwen3", {"head_dim": 16}, DType.BF16),
-    ("gemma", {"head_dim": 16}, DType.BF16),
-    ("gemma2", {"head_dim": 16, "layer_types": ["sliding_attention"]}, DType.BF16),
-    ("gemma3_text", {"head_dim": 16, "layer_types": ["full_attention"]}, DType.BF16),
-    ("phi", {"hidden_act": "gelu_new", **PARTLY}, DType.FP32),
-    ("phi", {"hidden_act": "gelu_new", "qk_layernorm": True, **PARTLY}, DType.FP32),
-    ("phi3", {}, DType.BF16),
-    ("phi3", PARTLY, DType.BF16),
-    ("olmo", {}, DType.BF16),
-    ("olmo2", {}, DType.BF16),
-    ("olmo3", {"layer_types": ["sliding_attention"]}, DType.BF16),
-    ("granite", {}, DType.BF16),
-    ("smollm3", {"no_rope_layers": [0]}, DType.BF16),
-    ("cohere", {}, DType.BF16),
-    ("cohere", {"use_qk_norm": True}, DType.BF16),
-    ("cohere2", {"layer_types": ["full_attention"]}, DType.BF16),
-    ("cohere2", {"layer_types": ["sliding_attention"]}, DType.BF16),
-    ("glm", {"head_dim": 8, "attention_bias": True, **PARTLY}, DType.BF16),
-    ("glm4", {"head_dim": 8, "attention_bias": True, **PARTLY}, DType.BF16),
-    ("stablelm", PARTLY, DType.FP32),
-    ("stablelm", {"use_parallel_residual": True, **PARTLY}, DType.FP32),
-    ("starcoder2", {"use_bias": True}, DType.FP32),
-    ("ministral3", {"head_dim": 8}, DType.BF16),
-]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma", "phi3", "glm", "granite", "starcoder2", "cohere", "phi", "stablelm"]
 
 
-def weights_of(module: Any, layer: Layer) -> Weights:
-    """A real layer's parameters, as the tape's layer looks for them."""
-    linears = {
-        name: Linear(m.in_features, m.out_features, leaf(m.weight), None if m.bias is None else leaf(m.bias))
-        for name, m in module.named_modules()
-        if isinstance(m, torch.nn.Linear)
-    }
-    norms = {}
-    for spec in (*layer.norms, layer.attention.q_norm, layer.attention.k_norm):
-        if spec is not None and spec.name:
-            norm = module.get_submodule(spec.name)
-            bias = getattr(norm, "bias", None)
-            norms[spec.name] = Norm(spec.kind, spec.width, leaf(norm.weight), None if bias is None else leaf(bias))
-    return Weights(linears, norms)
+def double(module: torch.nn.Module, layer: Layer) -> Weights:
+    """The modules of a real layer on the tape, by their paths."""
+    linears, norms = {}, {}
+    kinds = {spec.name: spec for spec in (*layer.norms, layer.attention.q_norm, layer.attention.k_norm) if spec is not None}
+    for name, part in module.named_modules():
+        bias = getattr(part, "bias", None)
+        added = leaf(bias) if bias is not None else None
+        if isinstance(part, torch.nn.Linear):
+            linears[name] = Linear(part.in_features, part.out_features, leaf(part.weight), added)
+        elif name in kinds:
+            norms[name] = Norm(kinds[name].kind, kinds[name].width or part.weight.numel(), leaf(part.weight), added)
+    return Weights(linears, norms, {})
 
 
-@pytest.mark.parametrize(("model_type", "fields", "dtype"), FAMILIES)
-def test_a_layer_allocates_and_keeps_what_the_real_one_does(model_type: str, fields: dict[str, Any], dtype: DType):
-    """The most alive in forward, what is kept for backward, the most alive in backward, and what is left agree to the byte."""
-    config = {"model_type": model_type, **TINY, **fields}
-    real_config = transformers.AutoConfig.for_model(model_type, **TINY, **fields, attn_implementation="eager")
-    model = transformers.AutoModelForCausalLM.from_config(real_config, dtype=TORCH[dtype]).train()
-    module, rotary = model.model.layers[0], model.model.rotary_emb
-    build_spec(config, id=model_type)
-    declared = family_of(model_type).decoder
-    assert declared is not None
-    decoder = declared(Fields(config))
-    layer = decoder.layers[0]
-    weights = weights_of(module, layer)
-
-    hidden, x = pair((B, S, 32), dtype)
+def figures(family: str, batch: int, dtype: DType, *, trained: bool) -> tuple[Figures, Figures]:
+    """Of the real layer and of its double."""
+    config = transformers.AutoConfig.for_model(family, **SIZES)
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config).to(TORCH[dtype]).requires_grad_(trained)
+    module = model.model.layers[0].train()
+    given: dict[str, Any] = {"model_type": family, **config.to_dict()}
+    layer = decoder_of(build_spec(given, id=family)).layers[0]
+    weights = double(module, layer)
+    x, ours = pair((batch, S, WIDTH), dtype)
     ids = torch.arange(S)[None]
-    kinds = (real_config.layer_types[0],) if decoder.rotary_tables > 1 or hasattr(rotary, "layer_types") else ()
-    cos, sin = rotary(hidden.detach(), ids, *kinds)
-    mask = torch.zeros(B, 1, S, S, dtype=TORCH[dtype])
-    tables = (Tensor(None, t.numel(), DType.FP32 if decoder.rotary_in_fp32 else dtype) for t in (cos, sin))
-    positions = Positions(*tables, Tensor(None, mask.numel(), dtype), Tensor(None, S, DType.INT64))
-
-    expected = of_torch(
-        lambda given: module(given, attention_mask=mask, position_embeddings=(cos, sin), position_ids=ids, use_cache=False), hidden
+    cos, sin = model.model.rotary_emb(x, ids)
+    mask = torch.zeros(batch, 1, S, S, dtype=TORCH[dtype])
+    positions = Positions(
+        Tensor(None, cos.numel(), dtype), Tensor(None, sin.numel(), dtype), Tensor(None, mask.numel(), dtype)
     )
 
-    assert expected == of_tape(lambda t, given: decoder_layer(t, given, layer, weights, Batch(B, S, "eager"), positions), x)
+    def real(x: torch.Tensor) -> torch.Tensor:
+        x = x * 2.0
+        return module(x, attention_mask=mask, position_ids=ids, position_embeddings=(cos, sin)) * 2.0
+
+    def planned(t, x: Tensor) -> Tensor:
+        x = scale(t, x)
+        return scale(t, decoder_layer(t, x, layer, weights, Batch(batch, S, "eager", True), positions))
+
+    return of_torch(real, x), of_tape(planned, ours)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer(family, batch, dtype, trained):
+    """Forward, kept, backward and left bytes are the modeling code's."""
+    if family in ("starcoder2", "phi", "stablelm") and dtype is BF16:
+        pytest.skip("on the CPU the statistics of nn.LayerNorm are in the parameters' type; CUDA has them in fp32")
+    expected, found = figures(family, batch, dtype, trained=trained)
+
+    assert expected == found

@@ -37,7 +37,7 @@ ONE: dict[str, tuple[Real, Planned]] = {
     "add_constant": (lambda x: x + 1.0, ops.add_constant),
     "square": (lambda x: x.pow(2), ops.square),
     "row_mean": (lambda x: x.mean(-1, keepdim=True), lambda t, x: ops.row_mean(t, x, ROWS)),
-    "rsqrt": (lambda x: torch.rsqrt(x), ops.rsqrt),
+    "rsqrt": (torch.rsqrt, ops.rsqrt),
     "silu": (F.silu, lambda t, x: ops.act_fn(t, x, "silu")),
     "gelu": (F.gelu, lambda t, x: ops.act_fn(t, x, "gelu")),
     "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), lambda t, x: ops.act_fn(t, x, "gelu_pytorch_tanh")),
@@ -52,8 +52,10 @@ ONE: dict[str, tuple[Real, Planned]] = {
     "slice": (lambda x: x[..., : WIDTH // 2] * 2.0, lambda t, x: ops.scale(t, ops.part(t, x, ROWS * WIDTH // 2))),
     "split": (
         lambda x: F.silu(x.split((8, 24), -1)[1]) * x.split((8, 24), -1)[1],
-        lambda t, x: (lambda a, b: ops.mul(t, ops.act_fn(t, a, "silu"), b))(
-            ops.split(t, x, (ROWS * 8, ROWS * 24))[1], ops.split(t, x, (ROWS * 8, ROWS * 24))[1]
+        lambda t, x: ops.mul(
+            t,
+            ops.act_fn(t, ops.split(t, x, (ROWS * 8, ROWS * 24))[1], "silu"),
+            ops.split(t, x, (ROWS * 8, ROWS * 24))[1],
         ),
     ),
     "expand": (lambda x: x[None].expand(4, -1, -1) * 2.0, lambda t, x: ops.scale(t, ops.expand(t, x, 4))),

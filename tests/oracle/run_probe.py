@@ -190,6 +190,14 @@ def cut_by_windows() -> None:
     masking.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = sdpa_mask
 
 
+def know_composites(model_type: str) -> None:
+    """Let the oracle, which builds causal language models, build models of images and text by their own class."""
+    transformers = importlib.import_module("transformers")
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    if model_type not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        transformers.AutoModelForCausalLM = transformers.AutoModelForImageTextToText
+
+
 def measure(probe: Any, arguments: list[str]) -> dict[str, Any]:
     """One run of the oracle in a fork: its figures and the rounded ones, or {"error": why}."""
     reader, writer = os.pipe()
@@ -201,6 +209,7 @@ def measure(probe: Any, arguments: list[str]) -> dict[str, Any]:
                 load_biases_as_they_are(probe)
                 refuse_to_broadcast(probe)
                 cut_by_windows()
+                know_composites(arguments[arguments.index("--model-type") + 1])
                 figures = probe.probe(probe.parse(arguments))
             figures |= {key: value for key, value in seen[0].items() if key != "recorder"}
         except BaseException as error:  # noqa: BLE001  # whatever stops a run is the run's result

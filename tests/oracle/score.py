@@ -26,9 +26,7 @@ def line(name: str, run: str) -> tuple[float, str]:
         f"{word} {100 * (found.ledger.peak(phase).nbytes / golden[f'rounded_{word}_peak_bytes'] - 1):+6.2f} %"
         for phase, word in PHASES.items()
     )
-    exact = (
-        f"layer {saved - golden['saved_per_layer_bytes']:+d} steady {resting_bytes(found) - golden_resting_bytes(name, run):+d}"
-    )
+    exact = f"layer {saved - golden['saved_per_layer_bytes']:+d} steady {resting_bytes(found) - golden_resting_bytes(name, run):+d}"
     return abs(error), f"{name}/{run:62s} peak {error:+6.2f} %  {phases}  {exact}"
 
 
