@@ -120,6 +120,13 @@ class Rows:
         for column, value in zip(self.columns, allocation, strict=True):
             column.append(value)
 
+    def with_sizes(self, sizes: list[int]) -> Rows:
+        """The same allocations with other sizes."""
+        rows = Rows()
+        rows.names, rows.categories, _, rows.begins, rows.ends, rows.scopes, rows.formulas = self.columns
+        rows.sizes = sizes
+        return rows
+
     @property
     def columns(self) -> tuple[list[Any], ...]:
         """The columns in the order of an `Allocation`'s fields."""

@@ -44,6 +44,22 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Delta:
+    """
+    A gated delta network in the place of attention (Qwen3-Next).
+
+    Attributes:
+        key_heads, value_heads: How many of each; a key head serves several value heads.
+        key_dim, value_dim: Widths of a head.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True)
 class Attention:
     """
     Self-attention.
@@ -72,7 +88,8 @@ class Attention:
         forces_eager: The family has no other kernel than its own Python one.
         latent: Sizes of multi-head latent attention; then `k` is the path of the projection down and `v` of the one up.
         q_down: Path of the first of two query projections; empty without.
-        convolution, taps: Path and width of the depthwise convolution that stands in for scores (LFM2).
+        convolution, taps: Path and width of the depthwise convolution that stands in for scores (LFM2), or before them (Qwen3-Next).
+        delta: Sizes of a gated delta network.
         style: The attention module where it is not Llama's with other fields, as in `planner.operations.decoder`.
     """
 
@@ -106,6 +123,7 @@ class Attention:
     q_down: str = ""
     convolution: str = ""
     taps: int = 0
+    delta: Delta | None = None
     style: str = ""
 
     @property

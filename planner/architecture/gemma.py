@@ -159,6 +159,9 @@ def gemma3_decoder(config: Fields, *, prefix: str = "model.") -> Decoder:
     """
     config, dims, kinds = _gemma3_config(config)
     window = config.optional_integer("sliding_window") if "sliding_window" in config.values else 4096
+    both_ways = config.flag("use_bidirectional_attention", default=False)
+    if both_ways and window is not None:
+        window = window // 2 + 1
     q_norm, k_norm = (NormSpec(f"self_attn.{name}", "rms_plus_one", dims.head_dim) for name in ("q_norm", "k_norm"))
     present = sorted(set(kinds))
     by_kind = {kind: {**own, "rotary_table": present.index(kind)} for kind, own in windows(window).items() if kind in present}
@@ -170,7 +173,12 @@ def gemma3_decoder(config: Fields, *, prefix: str = "model.") -> Decoder:
         layout="sandwich",
         norms=_FOUR_NORMS,
         attention={"q_norm": q_norm, "k_norm": k_norm, **attention_dropout(config)},
-        decoder={"embedding_scale": True, "logit_softcap": _caps_logits(config, default=False), "rotary_tables": len(present)},
+        decoder={
+            "embedding_scale": True,
+            "logit_softcap": _caps_logits(config, default=False),
+            "rotary_tables": len(present),
+            "always_masked": both_ways,
+        },
         kinds=kinds,
         by_kind=by_kind,
     )

@@ -144,7 +144,10 @@ def olmo_decoder(config: Fields) -> Decoder:
         UnsupportedModelError: Queries, keys and values are clipped in place, of which autograd keeps copies.
     """
     if "clip_qkv" in config:
-        raise UnsupportedModelError("this OLMo clips queries, keys and values (`clip_qkv`); the closed form does not know that step")
+        raise UnsupportedModelError(
+            "this OLMo clips queries, keys and values in place (`clip_qkv`), a step that the closed form does not know",
+            hint="its weights are known: `qplan models` shows them; another engine is needed for its step",
+        )
     dims = read_dims(config)
     return llama_like(
         dims,

@@ -50,7 +50,10 @@ def decoder(config: Fields) -> Decoder:
         UnsupportedModelError: It norms each head of query and key by a module of its own (12B).
     """
     if config.flag("qk_layernorm", default=False):
-        raise UnsupportedModelError("this StableLM norms every head by itself (`qk_layernorm`); the closed form does not know that step")
+        raise UnsupportedModelError(
+            "this StableLM norms each head of query and key by a module of its own (`qk_layernorm`), which the closed form does not know",
+            hint="its weights are known: `qplan models` shows them; another engine is needed for its step",
+        )
     dims = read_dims(config, kv_heads=32)
     dims = replace(dims, head_dim=whole_heads(config, dims.hidden, dims.heads))
     parallel = config.flag("use_parallel_residual", default=False)

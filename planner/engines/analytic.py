@@ -17,6 +17,7 @@ from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
 from planner.device import Device
 from planner.dtypes import DType
+from planner.engines.layout import Layouts
 from planner.engines.loading import unsplit_bytes
 from planner.engines.modules import Kernels, kernels_of
 from planner.engines.resting import Resting, rest
@@ -27,9 +28,9 @@ from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
 from planner.ledger import Allocation, Category, Ledger, Phase, Rows, Span
 from planner.preparation import Preparation, prepare
 from planner.recipe import Recipe
+from planner.schedule import Tape
 from planner.spec import ModelSpec
 from planner.stack import Behaviours, Stack, behaviours
-from planner.unrolling import unroll
 
 DEFAULT_CAPABILITY = (8, 0)
 """Compute capability that is assumed where no card is named: kernels and workspaces of Ampere."""
@@ -84,7 +85,7 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
     base = _foundation(spec, recipe, stack)
     known, preparation, resting = base.known, base.preparation, base.resting
     kernels = kernels_of(preparation, recipe, capability)
-    steps, spans = base.steps.get((kernels, *_values(recipe)), lambda: _steps(base, recipe, kernels))
+    steps, spans = base.layouts(recipe, kernels).steps(recipe)
 
     end = spans[-1].end
     rows = Rows(row if row.end else row._replace(end=end) for row in resting.rows)
@@ -108,6 +109,8 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
 
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
 """Knobs of a recipe that change the step but nothing that rests in memory."""
+
+_BATCH = frozenset({"batch_size", "seq_len"})
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -137,7 +140,15 @@ class _Foundation:
     decoder: Decoder
     preparation: Preparation
     resting: Resting
-    steps: _Recent[tuple[object, ...], tuple[Rows, list[Span]]] = field(default_factory=lambda: _Recent(8))
+    known_layouts: _Recent[tuple[object, ...], Layouts] = field(default_factory=lambda: _Recent(16))
+
+    def layouts(self, recipe: Recipe, kernels: Kernels) -> Layouts:
+        """The steps of a recipe, whatever its batch, by the kernels that the card runs."""
+
+        def run(recipe: Recipe) -> Tape:
+            return run_step(self.decoder, self.preparation, recipe, self.known, self.resting, kernels)
+
+        return self.known_layouts.get((kernels, *_values(recipe, _BATCH)), lambda: Layouts(run, self.resting.prepare_end))
 
 
 _foundations: _Recent[tuple[object, ...], _Foundation] = _Recent(64)
@@ -163,13 +174,6 @@ def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
         return _Foundation(known, decoder, preparation, resting)
 
     return _foundations.get((spec, _values(recipe, _STEP_ONLY), tuple(stack.versions.items())), make)
-
-
-def _steps(base: _Foundation, recipe: Recipe, kernels: Kernels) -> tuple[Rows, list[Span]]:
-    """The rows of one step and their spans, after the preparation."""
-    tape = run_step(base.decoder, base.preparation, recipe, base.known, base.resting, kernels)
-    rows = Rows()
-    return rows, unroll(tape, base.resting.prepare_end, rows)
 
 
 def decoder_of(spec: ModelSpec) -> Decoder:

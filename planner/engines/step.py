@@ -8,6 +8,7 @@ from planner.architecture.decoder import Attention, Decoder
 from planner.dtypes import DType
 from planner.engines.modules import Kernels, Modules
 from planner.engines.resting import Resting
+from planner.errors import UnsupportedRecipeError
 from planner.formulas.blocks import allocated, total_allocated
 from planner.formulas.gradients import clip_grad_norm
 from planner.formulas.optimizer import VARIANTS, step_temporaries
@@ -20,7 +21,7 @@ from planner.operations.fused_head import chunked_loss, liger_loss
 from planner.operations.head import full_loss, logits
 from planner.operations.lora import linear
 from planner.operations.rotary import TABLES
-from planner.preparation import Preparation
+from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.stack import Behaviours
@@ -129,14 +130,7 @@ class _Step:
         """
         t, decoder = self.t, self.decoder
         embedding = self.modules.at(decoder.embedding, None)
-        table = self.modules.owned(embedding)
-        lora = self.modules.lora_of(embedding)
-        if lora is not None:
-            x = adapted_lookup(t, table, self.tokens, embedding.module.shape[1], lora, scaled=decoder.embedding_scale)
-        else:
-            x = lookup(t, table, self.tokens, embedding.module.shape[1])
-            if decoder.embedding_scale:
-                x = scale(t, x, "scaled embedding")
+        x = self.looked_up(embedding, self.tokens, scaled=decoder.embedding_scale)
         if self.recipe.gradient_checkpointing and not x.requires_grad:
             x = Leaf.of(x)
         if decoder.embedding_multiplier:
@@ -146,13 +140,31 @@ class _Step:
         held.append(x)
         if decoder.positions:
             position = self.modules.at(decoder.positions, None)
-            places = self.modules.owned(position)
             copies = 1 if decoder.positions_by_token else self.recipe.batch_size
-            held.append(lookup(t, places, self.tokens // copies, decoder.hidden_size, "position embedding"))
+            held.append(self.looked_up(position, self.tokens // copies))
             x = add_broadcast(t, x, held[-1], copies, "embedding with positions")
         if decoder.embedding_norm is not None:
             x = normalise(t, decoder.embedding_norm, x, self.modules.outer_norm(decoder.embedding_norm))
         return dropout(t, x, decoder.dropout)
+
+    def looked_up(self, row: PreparedModule, rows: int, *, scaled: bool = False) -> Tensor:
+        """
+        An embedding's output, with its adapter if it has one.
+
+        Raises:
+            UnsupportedRecipeError: The closed form does not know DoRA on an embedding.
+        """
+        t, width = self.t, row.module.shape[1]
+        table, lora = self.modules.owned(row), self.modules.lora_of(row)
+        if lora is None:
+            x = lookup(t, table, rows, width)
+            return scale(t, x, "scaled embedding") if scaled else x
+        if lora.magnitude is not None:
+            raise UnsupportedRecipeError(
+                f"dora is on and targets match the embedding `{row.name}`, whose step under DoRA the closed form does not know",
+                hint="leave it out of --targets, or pass plain LoRA",
+            )
+        return adapted_lookup(t, table, rows, width, lora, scaled=scaled)
 
     def positions(self, x: Tensor, embedded: DType) -> dict[int, Positions]:
         """

@@ -282,6 +282,7 @@ def plain_softmax(t: Tape, x: Tensor) -> Tensor:
 
 
 def softmax_kernel(t: Tape, x: Tensor, dtype: DType) -> Tensor:
+    """One kernel each way, keeping its result; backward makes `grad * output` inside itself."""
     out = t.new(x.numel, dtype, "softmax")
     if t.tracks(x):
         result = x.dtype

@@ -13,8 +13,6 @@ from planner.operations.attention import Positions, Shape, attend
 from planner.operations.elementwise import act_fn, add, dropout, mul, mul_broadcast, part, scale, split
 from planner.operations.experts import Context, Parameter
 from planner.operations.families import ATTENTIONS, LAYOUTS
-from planner.operations.gpt_oss import sink_attention
-from planner.operations.latent import latent_attention
 from planner.operations.linear import Linear
 from planner.operations.lora import linear
 from planner.operations.moe import moe
@@ -106,7 +104,7 @@ class Runner:
             transformers@5.23.0, models/llama/modeling_llama.py, LlamaAttention.forward, and its siblings.
         """
         if spec.style:
-            return _ATTENTIONS[spec.style](self, x, spec)
+            return ATTENTIONS[spec.style](self, x, spec)
         t, batch = self.t, self.batch
         tokens = batch.size * batch.length
         q, k, v = self.projections(x, spec, tokens)
@@ -220,7 +218,6 @@ def _sandwich(run: Runner, x: Tensor) -> Tensor:
 
 
 _LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, **PARALLEL_LAYOUTS, **LAYOUTS}
-_ATTENTIONS = {"gpt_oss": sink_attention, "latent": latent_attention, **ATTENTIONS}
 
 
 def normalise(t: Tape, spec: NormSpec, x: Tensor, weights: Weights) -> Tensor:

@@ -12,7 +12,6 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.architecture.decoder import Attention, Delta
@@ -84,11 +83,12 @@ def delta_net(run: Runner, x: Tensor, spec: Attention) -> Tensor:
     keys, values = tokens * sizes.key_heads * sizes.key_dim, tokens * sizes.value_heads * sizes.value_dim
     if run.positions.unpads:
         x = scale(t, x, "padding set to zero")
-    held, mixed, z, b, a = _projected(run, x, spec, keys, values)
+    names: list[Tensor] = []
+    mixed, z, b, a = _projected(run, x, spec, keys, values, names)
     padded = mixed.numel // batch.length * (batch.length + spec.taps - 1)
     convolved = part(t, depthwise(t, mixed, run.weights.convolutions[spec.convolution], padded), mixed.numel)
     mixed = t.cast(activation(t, convolved, "silu"), mixed.dtype)
-    del convolved, held
+    del convolved, names[2:]  # queries, keys and values get new names
     q, k, v = split(t, mixed, (keys, keys, values))
     beta = activation_of_result(t, b, "sigmoid")
     decay = _decay(run, a)
@@ -100,31 +100,23 @@ def delta_net(run: Runner, x: Tensor, spec: Attention) -> Tensor:
     return run.linear(spec.out, out)
 
 
-def _projected(run: Runner, x: Tensor, spec: Attention, keys: int, values: int) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """What keeps a name until the convolution is done, the mixed q, k and v, the gate z, and the inputs of beta and decay."""
+def _projected(
+    run: Runner, x: Tensor, spec: Attention, keys: int, values: int, names: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mixed queries, keys and values, the gate z, and the inputs of beta and decay; what else keeps a name goes into `names`."""
     t, below = run.t, "linear_attn."
     if not spec.fused:
         mixed = run.linear(below + "in_proj_qkv", x)
         z = run.linear(below + "in_proj_z", x)
-        return None, mixed, z, run.linear(below + "in_proj_b", x), run.linear(below + "in_proj_a", x)
+        return mixed, z, run.linear(below + "in_proj_b", x), run.linear(below + "in_proj_a", x)
     both, pair = run.linear(spec.fused, x), run.linear(below + "in_proj_ba", x)
     q, k, v, z = split(t, both, (keys, keys, values, values))
     b, a = split(t, pair, (pair.numel // 2, pair.numel // 2))
     b, a = copy(t, b, "beta input"), copy(t, a, "decay input")
     q, k, v = copy(t, q, "queries"), copy(t, k, "keys"), copy(t, v, "values")
     mixed = concatenate(t, (q, k, v), "mixed queries, keys and values")
-    return _Held(q, k, v, both, pair), mixed, z, b, a  # type: ignore[return-value]
-
-
-@dataclass
-class _Held:
-    """Tensors that keep a name."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    both: Tensor
-    pair: Tensor
+    names += both, pair, q, k, v
+    return mixed, z, b, a
 
 
 def _decay(run: Runner, a: Tensor) -> Tensor:
@@ -182,17 +174,17 @@ def _chunk_rule(
     q = mul_broadcast(t, q, activation_of_result(t, cum, "exp"), "decayed queries")
     k = mul_broadcast(t, k, activation_of_result(t, _below_last(t, cum, heads * chunks), "exp"), "decayed keys")
     chunk_decay = activation_of_result(t, part(t, cum, heads * chunks), "exp")
-    for _ in range(chunks):
+    for chunk in range(chunks):
         new = subtract(t, part(t, new_values, v.numel // chunks), _product(t, part(t, reads, k.numel // chunks), state, v.numel // chunks))
         across = _product(t, part(t, q, k.numel // chunks), state, v.numel // chunks)
         inside = _product(t, part(t, within, square // chunks), new, v.numel // chunks)
         core = written(t, core, add(t, across, inside))
-        state = add(
-            t,
-            mul_broadcast(t, state, part(t, chunk_decay, heads)),
-            _product(t, part(t, k, k.numel // chunks), new, state.numel),
-            "recurrent state",
-        )
+        before, t.grad_enabled = t.grad_enabled, t.grad_enabled and chunk < chunks - 1  # nobody reads the last state: its graph dies
+        decayed_state = mul_broadcast(t, state, part(t, chunk_decay, heads))
+        update = _product(t, part(t, k, k.numel // chunks), new, state.numel)
+        state = add(t, decayed_state, update, "recurrent state")
+        t.grad_enabled = before
+        del decayed_state, update
     del state
     core = copy(t, core, "output of the rule, in rows")
     if chunks * CHUNK != length:

@@ -143,18 +143,19 @@ def _linear_8bit(t: Tape, x: Tensor, layer: Linear) -> Tensor:
     """
     LLM.int8: rows of x quantised to int8, an int32 product, and x itself kept for backward by a plain attribute.
 
+    Columns of x with outliers, which depend on the data, are kept beside it and not counted.
+
     Source:
-        bitsandbytes@0.50.2, nn/modules.py Linear8bitLt.forward; autograd/_functions.py MatMul8bitLt; threshold 6.0 as
-        transformers' BitsAndBytesConfig sets it.
+        bitsandbytes@0.50.2, nn/modules.py Linear8bitLt.forward; autograd/_functions.py MatMul8bitLt; backends/cuda/ops.py
+        int8_vectorwise_quant, int8_mm_dequant; threshold 6.0 as transformers' BitsAndBytesConfig sets it.
     """
     tokens = x.numel // layer.inputs
     half = t.cast(x.detach(), DType.FP16, "input in fp16", Category.TEMPORARY)
+    stats = t.new(tokens, DType.FP32, "row statistics", Category.TEMPORARY)
+    rows = t.new(x.numel, DType.INT8, "input in int8", Category.TEMPORARY)
     magnitudes = t.new(x.numel, DType.FP16, "absolute input", Category.TEMPORARY)
     outliers = t.new(x.numel, DType.BOOL, "outlier mask", Category.TEMPORARY)
-    del magnitudes, outliers
-    rows = t.new(x.numel, DType.INT8, "input in int8", Category.TEMPORARY)
-    stats = t.new(tokens, DType.FP32, "row statistics", Category.TEMPORARY)
-    del half
+    del magnitudes, outliers, half
     integers = t.new(tokens * layer.outputs, DType.INT32, "integer product", Category.TEMPORARY)
     out = t.cast(t.new(tokens * layer.outputs, DType.FP16, "output"), x.dtype)
     del integers, rows, stats

@@ -17,14 +17,16 @@ from planner.stack import LATEST, resolve
 
 FAMILIES = {
     "mixtral", "granitemoe", "minimax_m2", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "olmoe", "phimoe", "gpt_oss", "glm4_moe",
-    "deepseek_v2", "deepseek_v3", "kimi_k2",
+    "deepseek_v2", "deepseek_v3", "kimi_k2", "qwen3_next", "qwen3_5", "qwen3_5_moe",
 }  # fmt: skip
 CHECKPOINTS = [
     pytest.param(facts["config"], facts["id"], id=facts["id"])
     for facts in model_specs.checkpoints()
     if facts["config"]["model_type"] in FAMILIES
 ]
-ADAPTED_BY_PEFT = FAMILIES - {"gpt_oss", "granitemoe", "qwen2_moe", "qwen3_vl_moe", "kimi_k2", "phimoe"}
+ADAPTED_BY_PEFT = FAMILIES - {
+    "gpt_oss", "granitemoe", "qwen2_moe", "qwen3_vl_moe", "kimi_k2", "phimoe", "qwen3_5", "qwen3_5_moe",
+}  # fmt: skip
 """Families whose experts `all-linear` turns into bare parameters: peft@0.21.2, utils/transformers_weight_conversion.py."""
 
 
@@ -38,7 +40,12 @@ def declared(config: dict[str, Any]) -> Decoder:
 def paths(layer: Layer) -> set[str]:
     """Every path that one layer names, below it."""
     attention, block = layer.attention, layer.mlp
-    found = {attention.q, attention.q_down, attention.k, attention.v, attention.out}
+    if attention.delta:
+        inputs = {"in_proj_ba"} if attention.fused else {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"}
+        found = {attention.fused, attention.convolution, attention.out}
+        found |= {f"linear_attn.{name}" for name in inputs | {"dt_bias", "A_log"}}
+    else:
+        found = {attention.q, attention.q_down, attention.k, attention.v, attention.out}
     found |= {norm.name for norm in (*layer.norms, attention.q_norm, attention.k_norm) if norm is not None}
     found |= {"self_attn.sinks", "mlp.router.bias"} if attention.style == "gpt_oss" else set()
     if isinstance(block, Moe):

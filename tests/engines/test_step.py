@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from planner.errors import UnsupportedRecipeError
 from planner.formulas.blocks import allocated
 from planner.ledger import Category, Phase
 from tests.engines.tiny import GEMMA, GPT2, LLAMA, MODELS, TIED, analysed, gradients, rested
@@ -38,6 +39,19 @@ def test_gradients_when_the_optimizer_begins(model, recipe, accumulation):
     knobs = {**RECIPES[recipe], "grad_accum": accumulation}
 
     assert trained_bytes(MODELS[model], **knobs) == gradients(analysed(MODELS[model], **knobs), Phase.OPTIMIZER_STEP)
+
+
+def test_adapters_on_token_and_position_embeddings():
+    """GPT-2's wte and wpe are both embeddings that PEFT adapts."""
+    knobs = {"method": "lora", "targets": ("wte", "wpe")}
+
+    assert trained_bytes(GPT2, **knobs) == gradients(analysed(GPT2, **knobs), Phase.OPTIMIZER_STEP)
+
+
+def test_dora_on_an_embedding_is_refused():
+    """Its step is not known, and is not guessed."""
+    with pytest.raises(UnsupportedRecipeError, match="embed_tokens"):
+        analysed(LLAMA, method="lora", targets=("embed_tokens",), dora=True, dropout=0.0)
 
 
 EMBEDDINGS = {"llama": "embed_tokens", "tied": "embed_tokens", "gemma": "embed_tokens", "gpt2": "wte"}

@@ -85,6 +85,21 @@ def test_four_bit_casts_to_its_compute_dtype_and_back():
     assert max(2 * B * S * K + 2 * K * M + 2 * B * S * M, 2 * B * S * K + 6 * B * S * M) == figures.forward
 
 
+def test_int8_quantises_its_rows():
+    """
+    A bf16 input is quantised from an fp16 copy with a statistic a row, while its magnitudes and the mask of outliers are alive; the
+    int32 product becomes fp16, then bf16.
+    """
+    x = Tensor(None, B * S * K, BF16, requires_grad=True)
+    layer = Linear(K, M, Tensor(None, K * M, DType.INT8), quantization="int8")
+    n, tokens = B * S * K, B * S
+    quantising, multiplying = n * (2 + 1 + 2 + 1) + 4 * tokens, n + 4 * tokens + tokens * M * (4 + 2 + 2)
+    figures = of_tape(lambda t, x: base_linear(t, x, layer), x)
+
+    assert figures.forward == max(quantising, multiplying)
+    assert figures.backward == 2 * tokens * M * 2 + 2 * K * M + 2 * n
+
+
 def test_int8_keeps_its_input():
     """LLM.int8 holds x itself by a plain attribute; what it quantises is gone when it returns."""
     x, out = Tensor(None, B * S * K, FP16, requires_grad=True), 2 * B * S * M

@@ -194,6 +194,21 @@ _ROUTED = (
         few=True,
         pads=True,
     ),
+    Model(
+        "qwen3.5-4b",
+        "qwen3_5_text",
+        {
+            **_decoder(
+                2560, 9216, (16, 4), 248320, 262144, head_dim=256, linear_num_value_heads=32, linear_num_key_heads=16,
+                linear_key_head_dim=128, linear_value_head_dim=128, linear_conv_kernel_dim=4, attention_bias=False,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25}, **_SILU,
+            ),
+            "tie_word_embeddings": True,
+        },
+        _QKVO,
+        layer_types=("linear_attention", "full_attention"),
+        few=True,
+    ),
 )  # fmt: skip
 
 _TIED: dict[str, object] = {"tie_word_embeddings": True}

@@ -1,0 +1,80 @@
+"""
+Steps that are laid out once and then answer for other batches.
+
+Which tensors a step makes, and in which order they come and go, does not depend on the batch and its length but in a few places that ask
+for them. So the third time a recipe comes with another batch, its step is run with sizes that remember how they were computed
+(`planner.symbolic`), and from then on only the sizes are computed again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.ledger import Rows, Span
+from planner.recipe import Recipe
+from planner.schedule import Tape
+from planner.symbolic import Recording
+from planner.unrolling import unroll
+
+Run = Callable[[Recipe], Tape]
+Steps = tuple[Rows, list[Span]]
+
+_PLAIN_RUNS = 2
+"""Runs before a step is recorded: recording costs as much as several runs, and most recipes are asked for once."""
+_MOST_LAYOUTS = 16
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The rows of a recorded step without their sizes, and the program that computes those."""
+
+    rows: Rows
+    spans: list[Span]
+    program: Callable[..., list[int] | None]
+
+    def steps(self, recipe: Recipe) -> Steps | None:
+        """The step of another batch; None where it is another step."""
+        sizes = self.program(recipe.batch_size, recipe.seq_len)
+        return None if sizes is None else (self.rows.with_sizes(sizes), self.spans)
+
+
+class Layouts:
+    """
+    The steps of one recipe, whatever the batch.
+
+    Args:
+        run: Runs a step on a tape.
+        begin: The first step of the ledger's clock that is the tape's.
+    """
+
+    def __init__(self, run: Run, begin: int) -> None:
+        self.run, self.begin = run, begin
+        self.num_runs = 0
+        self.layouts: list[_Layout] = []
+
+    def steps(self, recipe: Recipe) -> Steps:
+        """The rows of the recipe's step and their spans."""
+        for layout in self.layouts:
+            found = layout.steps(recipe)
+            if found is not None:
+                return found
+        self.num_runs += 1
+        if self.num_runs > _PLAIN_RUNS and len(self.layouts) < _MOST_LAYOUTS:
+            layout = self._record(recipe)
+            self.layouts.append(layout)
+            found = layout.steps(recipe)
+            assert found is not None
+            return found
+        rows = Rows()
+        return rows, unroll(self.run(recipe), self.begin, rows)
+
+    def _record(self, recipe: Recipe) -> _Layout:
+        recording = Recording()
+        sized = copy.copy(recipe)
+        object.__setattr__(sized, "batch_size", recording.size("batch_size", recipe.batch_size))
+        object.__setattr__(sized, "seq_len", recording.size("seq_len", recipe.seq_len))
+        rows = Rows()
+        spans = unroll(self.run(sized), self.begin, rows)
+        return _Layout(rows, spans, recording.program(rows.sizes))
