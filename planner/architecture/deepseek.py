@@ -168,6 +168,7 @@ _GLM5 = Variant(
     indexed=True,
 )
 
+
 def decoder(config: Fields, variant: Variant, *, routing: str) -> Decoder:
     """
     The structure: latent attention; dense layers, then experts beside one for all tokens.

@@ -25,7 +25,6 @@ def with_experts(decoder: Decoder, moe: Moe, sparse: Collection[int] | None = No
     made: dict[int, Layer] = {}
     layers = []
     for i, layer in enumerate(decoder.layers):
-        if sparse is None or i in sparse:
-            layer = made.setdefault(id(layer), replace(layer, mlp=moe))
-        layers.append(layer)
+        is_routed = sparse is None or i in sparse
+        layers.append(made.setdefault(id(layer), replace(layer, mlp=moe)) if is_routed else layer)
     return replace(decoder, layers=tuple(layers))

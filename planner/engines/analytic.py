@@ -18,7 +18,7 @@ from planner.architecture.decoder import Decoder
 from planner.device import Device
 from planner.dtypes import DType
 from planner.engines.layout import Layouts
-from planner.engines.loading import unsplit_bytes
+from planner.engines.loading import Loading
 from planner.engines.modules import Kernels, kernels_of
 from planner.engines.resting import Resting, rest
 from planner.engines.step import run_step
@@ -110,6 +110,12 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
 """Knobs of a recipe that change the step but nothing that rests in memory."""
 
+_ADAPTERS = frozenset({
+    "rank", "lora_alpha", "targets", "rank_pattern", "modules_to_save", "rslora", "dora", "dropout", "adapter_dtype", "optim", "compute_dtype",
+    "loss", "gradient_checkpointing", "use_reentrant", "mixed_precision",
+})  # fmt: skip
+"""Knobs that change nothing about how the base model is loaded."""
+
 _BATCH = frozenset({"batch_size", "seq_len"})
 
 _K = TypeVar("_K")
@@ -152,6 +158,7 @@ class _Foundation:
 
 
 _foundations: _Recent[tuple[object, ...], _Foundation] = _Recent(64)
+_loadings: _Recent[tuple[object, ...], Loading] = _Recent(16)
 
 
 def _values(recipe: Recipe, leave_out: frozenset[str] = frozenset()) -> tuple[object, ...]:
@@ -169,11 +176,13 @@ def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
         preparation = prepare(spec, recipe, known)
         decoder = decoder_of(spec)
         resting = rest(spec, preparation, recipe, decoder.reaches)
-        unsplit = unsplit_bytes(preparation, recipe, known)
+        loading = _loadings.get((spec, _values(recipe, _STEP_ONLY | _ADAPTERS), stack_key), lambda: Loading(preparation, recipe, known))
+        unsplit = loading.unsplit_bytes(preparation)
         resting.add("remainders that are not split off weights", Category.PARAMETER, unsplit, formula="loading, replayed")
         return _Foundation(known, decoder, preparation, resting)
 
-    return _foundations.get((spec, _values(recipe, _STEP_ONLY), tuple(stack.versions.items())), make)
+    stack_key = tuple(stack.versions.items())
+    return _foundations.get((spec, _values(recipe, _STEP_ONLY), stack_key), make)
 
 
 def decoder_of(spec: ModelSpec) -> Decoder:

@@ -19,26 +19,48 @@ _LAYERS_REPLAYED = 12
 """Layers that are replayed one by one; of those beyond, each adds what one of the second half of these added."""
 
 
-def unsplit_bytes(preparation: Preparation, recipe: Recipe, known: Behaviours) -> int:
+class Loading:
     """
-    Bytes of weights' and adapters' blocks beyond their tensors' own, each rounded to 512, once the model is ready.
+    A base model on the card, before its adapters.
+
+    Args:
+        preparation: Its modules.
+        recipe: The resolved recipe.
+        known: What the stack does.
 
     Source:
         transformers@5.23.0, modeling_utils.py caching_allocator_warmup, core_model_loading.py (quantised tensors one by one);
         peft@0.21.2, utils/other.py prepare_model_for_kbit_training; the block rules: planner.allocator.
     """
-    return _Loading(preparation, recipe, known).run()
 
-
-class _Loading:
     def __init__(self, preparation: Preparation, recipe: Recipe, known: Behaviours) -> None:
         self.preparation, self.recipe, self.known = preparation, recipe, known
         self.dtype = DType(recipe.dtype)
         self.allocator = CachingAllocator()
         self.dense: list[tuple[Block, int, DType]] = []
         self.asked = 0  # bytes of the tensors that stay, each rounded
+        self.growth = self._load()
 
-    def run(self) -> int:
+    def unsplit_bytes(self, preparation: Preparation) -> int:
+        """
+        Bytes of weights' and adapters' blocks beyond their tensors' own, each rounded to 512, once the model is ready.
+
+        Args:
+            preparation: The same base with the adapters in question; nothing of them stays behind.
+        """
+        asked, held = self.asked, []
+        for row in preparation.modules:
+            if row.adapter is not None:
+                for shape in (row.adapter.a_shape, row.adapter.b_shape) * min(row.count, _LAYERS_REPLAYED):
+                    held.append(self.stay(shape[0] * shape[1] * row.adapter.dtype.num_bytes))
+        excess = self.excess() + self.growth
+        for block in reversed(held):
+            self.allocator.free(block)
+        self.asked = asked
+        return excess
+
+    def _load(self) -> int:
+        """Replays the loading; returns what the layers that are not replayed would add."""
         before, layers, after = self.in_order()
         if self.known.warms_up_allocator and self.known.loads_on == "cuda":
             self.warm_up()
@@ -51,11 +73,8 @@ class _Loading:
         marks.append(self.excess())
         self.load(after)
         self.cast()
-        for rows in (before, *layers[:_LAYERS_REPLAYED], after):
-            self.adapt(rows)
         more = len(layers) - _LAYERS_REPLAYED
-        growth = 0 if more <= 0 else more * (marks[1] - marks[0]) // (_LAYERS_REPLAYED // 2)
-        return self.excess() + growth
+        return 0 if more <= 0 else more * (marks[1] - marks[0]) // (_LAYERS_REPLAYED // 2)
 
     def in_order(self) -> tuple[list[PreparedModule], list[list[PreparedModule]], list[PreparedModule]]:
         """
@@ -138,9 +157,3 @@ class _Loading:
                 self.allocator.free(block)
         if self.recipe.kbit_prepare and self.known.empty_cache_after_kbit_prepare:
             self.allocator.empty_cache()
-
-    def adapt(self, rows: list[PreparedModule]) -> None:
-        for row in rows:
-            if row.adapter is not None:
-                for shape in (row.adapter.a_shape, row.adapter.b_shape):
-                    self.stay(shape[0] * shape[1] * row.adapter.dtype.num_bytes)

@@ -141,9 +141,7 @@ def _plus_row(t: Tape, a: Tensor, row: Tensor) -> Tensor:
     return out
 
 
-def _chunk_rule(
-    t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, sizes: Delta, batch: int, length: int
-) -> Tensor:
+def _chunk_rule(t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, sizes: Delta, batch: int, length: int) -> Tensor:
     """The rule over chunks: what happens inside of each at once, then a scan from one to the next."""
     dtype, heads = q.dtype, batch * sizes.value_heads
     chunks = ceil_div(length, CHUNK)

@@ -103,9 +103,7 @@ def experts(t: Tape, x: Tensor, indices: Tensor, scores: Tensor, block: Moe, con
     return total
 
 
-def _grouped_product(
-    t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, numel: int, *, native: bool
-) -> Tensor:
+def _grouped_product(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor, numel: int, *, native: bool) -> Tensor:
     """
     One product for all experts; autocast does not know it, and x is cast to the weight's dtype.
 

@@ -93,9 +93,7 @@ def _as_complex(t: Tape, x: Tensor, rotations: Tensor) -> Tensor:
     return t.cast(out, x.dtype, "rotated")
 
 
-def _expanded(
-    run: Runner, latent: Tensor, k_rot: Tensor, spec: Attention, sizes: Latent, tokens: int
-) -> tuple[Tensor, Tensor]:
+def _expanded(run: Runner, latent: Tensor, k_rot: Tensor, spec: Attention, sizes: Latent, tokens: int) -> tuple[Tensor, Tensor]:
     """
     Keys and values from the latent; the turning part, one for all heads, is written beside each head's still part.
 
