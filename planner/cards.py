@@ -128,10 +128,8 @@ def _may_have_driver() -> bool:
 
 def _from_nvml(pynvml: Any, first: str) -> Device:
     """The card with that index or UUID, as NVML sees it."""
-    if first.isdecimal():
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(first))
-    else:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(first.encode())
+    by_index = first.isdecimal()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(int(first)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(first.encode())
     name = pynvml.nvmlDeviceGetName(handle)
     name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
     try:

@@ -17,15 +17,12 @@ def round_up(a: int, b: int) -> int:
 
 def next_power_of_two(a: int) -> int:
     """
-    The smallest power of two that is at least a, for a from 1 to 2^62. Works for integers and for integer arrays.
+    The smallest power of two that is at least a, for a from 1 to 2^40. Works for integers and for integer arrays.
 
     >>> [next_power_of_two(n) for n in (1, 2, 3, 512, 513)]
     [1, 2, 4, 512, 1024]
     """
-    a = a - 1
-    for bits in (1, 2, 4, 8, 16, 32):
-        a = a | a >> bits
-    return a + 1
+    return 1 + sum((a > 1 << k) << k for k in range(40))
 
 
 def gib(nbytes: int, digits: int = 2) -> str:

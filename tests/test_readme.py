@@ -123,10 +123,8 @@ def check(request: pytest.FixtureRequest, found: str, begin: int, end: int) -> N
 def test_printed_output_is_what_is_printed(number, request, shell, bare):
     """A block's commands print, letter by letter, what stands below them."""
     block = list(FENCE.finditer(README.read_text(encoding="utf-8")))[number]
-    if block[1] == "pycon":
-        found = transcript(block[3])
-    else:
-        found = "".join(f"$ {command}\n{shell(command)}" for command in commands(block[3]))
+    python = block[1] == "pycon"
+    found = transcript(block[3]) if python else "".join(f"$ {typed}\n{shell(typed)}" for typed in commands(block[3]))
 
     assert "Traceback" not in found, found
     assert "failed where it should not" not in found, found

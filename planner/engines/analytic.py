@@ -111,8 +111,8 @@ _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", 
 """Knobs of a recipe that change the step but nothing that rests in memory."""
 
 _ADAPTERS = frozenset({
-    "rank", "lora_alpha", "targets", "rank_pattern", "modules_to_save", "rslora", "dora", "dropout", "adapter_dtype", "optim", "compute_dtype",
-    "loss", "gradient_checkpointing", "use_reentrant", "mixed_precision",
+    "rank", "lora_alpha", "targets", "rank_pattern", "modules_to_save", "rslora", "dora", "dropout", "adapter_dtype", "optim",
+    "compute_dtype", "loss", "gradient_checkpointing", "use_reentrant", "mixed_precision",
 })  # fmt: skip
 """Knobs that change nothing about how the base model is loaded."""
 

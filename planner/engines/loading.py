@@ -39,7 +39,7 @@ class Loading:
         self.allocator = CachingAllocator()
         self.dense: list[tuple[Block, int, DType]] = []
         self.asked = 0  # bytes of the tensors that stay, each rounded
-        self.growth = self._load()
+        self.growth = self._replay()
 
     def unsplit_bytes(self, preparation: Preparation) -> int:
         """
@@ -48,35 +48,37 @@ class Loading:
         Args:
             preparation: The same base with the adapters in question; nothing of them stays behind.
         """
-        asked, held = self.asked, []
-        for row in preparation.modules:
-            if row.adapter is not None:
-                for shape in (row.adapter.a_shape, row.adapter.b_shape) * min(row.count, _LAYERS_REPLAYED):
-                    held.append(self.stay(shape[0] * shape[1] * row.adapter.dtype.num_bytes))
-        excess = self.excess() + self.growth
+        asked = self.asked
+        held = [
+            self._stay(shape[0] * shape[1] * row.adapter.dtype.num_bytes)
+            for row in preparation.modules
+            if row.adapter is not None
+            for shape in (row.adapter.a_shape, row.adapter.b_shape) * min(row.count, _LAYERS_REPLAYED)
+        ]
+        excess = self._excess() + self.growth
         for block in reversed(held):
             self.allocator.free(block)
         self.asked = asked
         return excess
 
-    def _load(self) -> int:
+    def _replay(self) -> int:
         """Replays the loading; returns what the layers that are not replayed would add."""
-        before, layers, after = self.in_order()
+        before, layers, after = self._in_order()
         if self.known.warms_up_allocator and self.known.loads_on == "cuda":
-            self.warm_up()
-        self.load(before)
+            self._warm_up()
+        self._load(before)
         marks = []
         for i, rows in enumerate(layers[:_LAYERS_REPLAYED]):
             if i == _LAYERS_REPLAYED // 2:
-                marks.append(self.excess())
-            self.load(rows)
-        marks.append(self.excess())
-        self.load(after)
-        self.cast()
+                marks.append(self._excess())
+            self._load(rows)
+        marks.append(self._excess())
+        self._load(after)
+        self._cast()
         more = len(layers) - _LAYERS_REPLAYED
         return 0 if more <= 0 else more * (marks[1] - marks[0]) // (_LAYERS_REPLAYED // 2)
 
-    def in_order(self) -> tuple[list[PreparedModule], list[list[PreparedModule]], list[PreparedModule]]:
+    def _in_order(self) -> tuple[list[PreparedModule], list[list[PreparedModule]], list[PreparedModule]]:
         """
         What comes before the layers, each layer, and what comes after.
 
@@ -97,10 +99,10 @@ class Loading:
                 outside[bool(layers)].append(row)
         return outside[0], [layers[key] for key in sorted(layers)], outside[1]
 
-    def excess(self) -> int:
+    def _excess(self) -> int:
         return self.allocator.allocated_bytes - self.asked
 
-    def warm_up(self) -> None:
+    def _warm_up(self) -> None:
         """One request for the whole model, let go of at once: 4-bit weights count half a byte, 8-bit ones one."""
         total = 0
         for row in self.preparation.modules:
@@ -109,50 +111,50 @@ class Loading:
             total += row.count * (n * bits // 8 + row.module.bias * self.dtype.num_bytes)
         self.allocator.free(self.allocator.allocate(total))
 
-    def stay(self, nbytes: int) -> Block:
+    def _stay(self, nbytes: int) -> Block:
         self.asked += ceil_div(nbytes, 512) * 512
         return self.allocator.allocate(nbytes)
 
-    def load(self, rows: list[PreparedModule]) -> None:
+    def _load(self, rows: list[PreparedModule]) -> None:
         size = self.dtype.num_bytes
         for row in rows:
             n = row.module.weight_numel
             if row.quantization == "int8":
                 source = self.allocator.allocate(n * size)
                 half = self.allocator.allocate(n * 2)
-                self.stay(n)
-                self.stay(4 * row.module.out_features)
+                self._stay(n)
+                self._stay(4 * row.module.out_features)
                 self.allocator.free(half)
                 self.allocator.free(source)
             elif row.quantization is not None:
-                self.quantize(n)
+                self._quantize(n)
             elif not row.module.tied_to:
-                self.dense.append((self.stay(n * size), n, row.dtype))
+                self.dense.append((self._stay(n * size), n, row.dtype))
             if row.module.bias:
-                self.dense.append((self.stay(row.module.bias * size), row.module.bias, row.bias_dtype))
+                self.dense.append((self._stay(row.module.bias * size), row.module.bias, row.bias_dtype))
 
-    def quantize(self, n: int) -> None:
+    def _quantize(self, n: int) -> None:
         """A 4-bit weight and its statistics, made beside the tensor that was read."""
         source = self.allocator.allocate(n * self.dtype.num_bytes)
         packed, *statistics = four_bit_weight(n, double_quant=self.recipe.double_quant)
-        self.stay(packed.nbytes)
+        self._stay(packed.nbytes)
         if self.recipe.double_quant:
             scales = self.allocator.allocate(4 * ceil_div(n, 64))
             centred = self.allocator.allocate(4 * ceil_div(n, 64))
             for tensor in statistics:
-                self.stay(tensor.nbytes)
+                self._stay(tensor.nbytes)
             self.allocator.free(centred)
             self.allocator.free(scales)
         else:
             for tensor in statistics:
-                self.stay(tensor.nbytes)
+                self._stay(tensor.nbytes)
         self.allocator.free(source)
 
-    def cast(self) -> None:
+    def _cast(self) -> None:
         """What is not quantised goes to fp32 one by one, each old copy dying as the new one stands."""
         for block, n, dtype in self.dense:
             if dtype is not self.dtype:
-                self.stay(n * dtype.num_bytes)
+                self._stay(n * dtype.num_bytes)
                 self.asked -= ceil_div(n * self.dtype.num_bytes, 512) * 512
                 self.allocator.free(block)
         if self.recipe.kbit_prepare and self.known.empty_cache_after_kbit_prepare:

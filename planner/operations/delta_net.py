@@ -172,12 +172,14 @@ def _chunk_rule(t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: T
     q = mul_broadcast(t, q, activation_of_result(t, cum, "exp"), "decayed queries")
     k = mul_broadcast(t, k, activation_of_result(t, _below_last(t, cum, heads * chunks), "exp"), "decayed keys")
     chunk_decay = activation_of_result(t, part(t, cum, heads * chunks), "exp")
-    for chunk in range(chunks):
+    chunk = 0
+    while chunk < chunks:  # compared, so that a recording of the step knows for how many chunks it holds
+        chunk += 1
         new = subtract(t, part(t, new_values, v.numel // chunks), _product(t, part(t, reads, k.numel // chunks), state, v.numel // chunks))
         across = _product(t, part(t, q, k.numel // chunks), state, v.numel // chunks)
         inside = _product(t, part(t, within, square // chunks), new, v.numel // chunks)
         core = written(t, core, add(t, across, inside))
-        before, t.grad_enabled = t.grad_enabled, t.grad_enabled and chunk < chunks - 1  # nobody reads the last state: its graph dies
+        before, t.grad_enabled = t.grad_enabled, t.grad_enabled and chunk < chunks  # nobody reads the last state: its graph dies
         decayed_state = mul_broadcast(t, state, part(t, chunk_decay, heads))
         update = _product(t, part(t, k, k.numel // chunks), new, state.numel)
         state = add(t, decayed_state, update, "recurrent state")
