@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
@@ -13,8 +13,7 @@ from planner.errors import InvalidConfigError
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
 
-@dataclass(frozen=True)
-class Dims:
+class Dims(NamedTuple):
     """
     The sizes of a decoder.
 

@@ -7,11 +7,10 @@ the model, for what occurs once), as in the module table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class NormSpec:
+class NormSpec(NamedTuple):
     """
     A normalisation.
 
@@ -26,8 +25,7 @@ class NormSpec:
     width: int
 
 
-@dataclass(frozen=True)
-class Latent:
+class Latent(NamedTuple):
     """
     Low-rank keys and values (DeepSeek).
 
@@ -43,8 +41,7 @@ class Latent:
     value: int
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """
     A gated delta network in the place of attention (Qwen3-Next).
 
@@ -59,8 +56,7 @@ class Delta:
     value_dim: int
 
 
-@dataclass(frozen=True)
-class Attention:
+class Attention(NamedTuple):
     """
     Self-attention.
 
@@ -132,8 +128,7 @@ class Attention:
         return self.latent.value if self.latent else self.head_dim
 
 
-@dataclass(frozen=True)
-class Mlp:
+class Mlp(NamedTuple):
     """
     A dense feed-forward block.
 
@@ -154,8 +149,7 @@ class Mlp:
     dropout: float = 0.0
 
 
-@dataclass(frozen=True)
-class Moe:
+class Moe(NamedTuple):
     """
     A routed block whose experts are fused parameters.
 
@@ -166,7 +160,7 @@ class Moe:
         router: Path of the router's weight (or of its linear).
         gate_up, down: Paths of the stacked parameters [E, 2f, d] and [E, d, f].
         gate_up_bias, down_bias: Paths of their biases; empty without.
-        routing: How the router chooses and weighs, as in `planner.operations.routers`.
+        routing: How the router chooses and weighs, as in `planner.operations.routers`; `every_expert` where all see every token.
         normalised: Whether the chosen weights are divided by their sum.
         scaled: Whether they are multiplied by a constant.
         groups, open_groups: Groups of experts, and how many of them are open to a token.
@@ -198,8 +192,7 @@ class Moe:
     shared_gate: str = ""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """
     One kind of decoder layer.
 
@@ -225,8 +218,7 @@ class Layer:
     returns_weights: bool = False
 
 
-@dataclass(frozen=True)
-class Decoder:
+class Decoder(NamedTuple):
     """
     A text decoder.
 

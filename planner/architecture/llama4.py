@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from planner.architecture.blocks import Dims, attention, gated_mlp, head, norms, plain_mlp, read_dims, rotary, whole_heads
+from planner.architecture.decoder import Decoder, Moe
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
+from planner.architecture.routed import shared_expert, with_experts
 from planner.architecture.sections import filled, section
+from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
 from planner.dtypes import DType
-
-_NEEDS = "experts that all see every token, and attention in chunks"
 
 _TEXT = {
     "hidden_size": 5120,
@@ -92,4 +93,64 @@ def _tower(config: Fields, out: Table) -> None:
     out.linear("vision_adapter.mlp.fc2", projected, projected)
 
 
-FAMILIES = {"llama4": Family(table, needs=_NEEDS), "llama4_text": Family(text_model, needs=_NEEDS)}
+def structure(config: Fields, *, prefix: str, head_name: str) -> Decoder:
+    """
+    The text decoder's structure, for batches without images.
+
+    Source:
+        transformers@5.23.0, models/llama4/modeling_llama4.py, Llama4TextDecoderLayer, Llama4TextAttention; configuration_llama4.py.
+    """
+    dims = read_dims(config, kv_heads=8, head_dim=128)
+    act, step = config.text("hidden_act", default="silu"), config.integer("interleave_moe_layer_step", default=1)
+    every = config.integer("no_rope_layer_interval", default=4)
+    turns = config.integers("no_rope_layers", default=[]) or [int((i + 1) % every != 0) for i in range(dims.layers)]
+    tuned, normed = config.flag("attn_temperature_tuning", default=True), config.flag("use_qk_norm", default=True)
+    chunk = config.integer("attention_chunk_size", default=8192)
+    feed = "feed_forward"
+    dense = llama_like(
+        dims,
+        prefix=prefix,
+        head=head_name,
+        act=act,
+        attention={"style": "llama4", "plain_softmax": True, **attention_dropout(config)},
+        mlp={
+            "width": config.integer("intermediate_size_mlp", default=16_384),
+            "gate": f"{feed}.gate_proj",
+            "up": f"{feed}.up_proj",
+            "down": f"{feed}.down_proj",
+        },
+        decoder={"table_style": "complex"},
+        kinds=["turning" if turn else "still" for turn in turns],
+        by_kind={
+            "turning": {"norms_each": normed, "sliding_window": chunk},
+            "still": {"rotary_dim": 0, "scaled_by_position": tuned},
+        },
+    )
+    moe = Moe(
+        config.integer("num_local_experts", default=16),
+        config.integer("num_experts_per_tok", default=1),
+        dims.width,
+        act,
+        router=f"{feed}.router",
+        gate_up=f"{feed}.experts.gate_up_proj",
+        down=f"{feed}.experts.down_proj",
+        routing="every_expert",
+        transposed=True,
+        shared=shared_expert(dims.width, act, f"{feed}.shared_expert"),
+    )
+    sparse = config.integers("moe_layers", default=list(range(step - 1, dims.layers, step)))
+    return with_experts(dense, moe, set(sparse))
+
+
+def decoder_of_both(config: Fields) -> Decoder:
+    """Llama4ForConditionalGeneration's structure."""
+    text = section(config, "text_config", **_TEXT)
+    return structure(text, prefix="language_model.model.", head_name="language_model.lm_head")
+
+
+def decoder_of_text(config: Fields) -> Decoder:
+    """Llama4ForCausalLM's structure."""
+    return structure(filled(config, **_TEXT), prefix="model.", head_name="lm_head")
+
+
+FAMILIES = {"llama4": Family(table, decoder_of_both), "llama4_text": Family(text_model, decoder_of_text)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from planner.architecture.blocks import whole_heads
 from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
@@ -73,7 +71,7 @@ def decoder(config: Fields) -> Decoder:
         dropout=dropout,
     )
     # Where norms follow the sums, autocast leaves fp32 behind the first layer whatever came in: that one is a kind of its own.
-    first = layer if before else replace(layer)
+    first = layer if before else layer._replace()
     return Decoder(
         hidden_size=hidden,
         vocab_size=config.integer("vocab_size"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from planner.architecture import vision
 from planner.architecture.blocks import Dims, read_dims
@@ -44,7 +43,7 @@ def _text(config: Fields) -> tuple[Fields, Dims]:
         max_window_layers=80,
     )
     dims = read_dims(text, kv_heads=8, strict=True)
-    return text, replace(dims, head_dim=dims.hidden // dims.heads)  # the attention class reads no head_dim
+    return text, dims._replace(head_dim=dims.hidden // dims.heads)  # the attention class reads no head_dim
 
 
 def decoder(config: Fields) -> Decoder:

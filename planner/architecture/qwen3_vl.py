@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from planner.architecture import vision
 from planner.architecture.blocks import read_dims
 from planner.architecture.decoder import Decoder
@@ -99,7 +97,7 @@ def sparse_decoder(config: Fields) -> Decoder:
     """
     text = filled(_sparse_text(config), num_experts_per_tok=4)
     text = Fields({**text.values, "norm_topk_prob": True}, path=text.path)  # its router always divides
-    return replace(qwen3_moe_decoder(text, prefix=TEXT), table_style="three_axes")
+    return qwen3_moe_decoder(text, prefix=TEXT)._replace(table_style="three_axes")
 
 
 FAMILIES = {"qwen3_vl": Family(dense, decoder), "qwen3_vl_moe": Family(sparse, sparse_decoder)}

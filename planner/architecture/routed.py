@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from planner.architecture.decoder import Decoder, Layer, Mlp, Moe
 
@@ -26,5 +25,5 @@ def with_experts(decoder: Decoder, moe: Moe, sparse: Collection[int] | None = No
     layers = []
     for i, layer in enumerate(decoder.layers):
         is_routed = sparse is None or i in sparse
-        layers.append(made.setdefault(id(layer), replace(layer, mlp=moe)) if is_routed else layer)
-    return replace(decoder, layers=tuple(layers))
+        layers.append(made.setdefault(id(layer), layer._replace(mlp=moe)) if is_routed else layer)
+    return decoder._replace(layers=tuple(layers))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from planner.architecture.blocks import attention, gated_mlp, head, read_dims, rotary, rotary_frequencies, whole_heads
 from planner.architecture.decoder import Decoder
 from planner.architecture.family import Family
@@ -25,7 +23,7 @@ def stablelm(config: Fields, out: Table) -> None:
     model.embedding("embed_tokens", dims.vocab, dims.hidden)
     layer = model.within("layers.*.", range(dims.layers))
     # The attention takes its head's width from the heads, whatever a `head_dim` in the file says.
-    attention(layer, replace(dims, head_dim=head_dim), bias=config.flag("use_qkv_bias", default=False), out_bias=False)
+    attention(layer, dims._replace(head_dim=head_dim), bias=config.flag("use_qkv_bias", default=False), out_bias=False)
     if config.flag("qk_layernorm", default=False):
         for name, number in (("q_layernorm", dims.heads), ("k_layernorm", dims.kv_heads)):
             for i in range(number):
@@ -55,7 +53,7 @@ def decoder(config: Fields) -> Decoder:
             hint="its weights are known: `qplan models` shows them; another engine is needed for its step",
         )
     dims = read_dims(config, kv_heads=32)
-    dims = replace(dims, head_dim=whole_heads(config, dims.hidden, dims.heads))
+    dims = dims._replace(head_dim=whole_heads(config, dims.hidden, dims.heads))
     parallel = config.flag("use_parallel_residual", default=False)
     return llama_like(
         dims,

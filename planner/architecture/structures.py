@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from planner.architecture.blocks import Dims
@@ -66,13 +65,13 @@ def llama_like(
     """
     rotated = dims.head_dim if rotary_dim is None else rotary_dim
     block = Layer(
-        attention=replace(Attention(dims.heads, dims.kv_heads, dims.head_dim, rotary_dim=rotated), **(attention or {})),
-        mlp=replace(Mlp(dims.width, act), **(mlp or {})),
+        attention=Attention(dims.heads, dims.kv_heads, dims.head_dim, rotary_dim=rotated)._replace(**(attention or {})),
+        mlp=Mlp(dims.width, act)._replace(**(mlp or {})),
         layout=layout,
         norms=tuple(NormSpec(name, norm, dims.hidden) for name in norms),
     )
-    block = replace(block, **(layer or {}))
-    of_kind = {kind: replace(block, attention=replace(block.attention, **own)) for kind, own in (by_kind or {}).items()}
+    block = block._replace(**(layer or {}))
+    of_kind = {kind: block._replace(attention=block.attention._replace(**own)) for kind, own in (by_kind or {}).items()}
     structure = Decoder(
         hidden_size=dims.hidden,
         vocab_size=dims.vocab,
@@ -84,4 +83,4 @@ def llama_like(
         rotary_dim=rotated,
         text_prefix="" if prefix == "model." else prefix,
     )
-    return replace(structure, **(decoder or {}))
+    return structure._replace(**(decoder or {}))

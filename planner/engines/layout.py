@@ -53,9 +53,13 @@ class Layouts:
         self.run, self.begin = run, begin
         self.num_runs = 0
         self.layouts: list[_Layout] = []
+        self.last: tuple[tuple[int, int], Steps] | None = None
 
     def steps(self, recipe: Recipe) -> Steps:
         """The rows of the recipe's step and their spans."""
+        batch = (recipe.batch_size, recipe.seq_len)
+        if self.last is not None and self.last[0] == batch:
+            return self.last[1]
         for layout in self.layouts:
             found = layout.steps(recipe)
             if found is not None:
@@ -68,7 +72,9 @@ class Layouts:
             assert found is not None
             return found
         rows = Rows()
-        return rows, unroll(self.run(recipe), self.begin, rows)
+        steps = rows, unroll(self.run(recipe), self.begin, rows)
+        self.last = batch, steps
+        return steps
 
     def _record(self, recipe: Recipe) -> _Layout:
         recording = Recording()

@@ -8,8 +8,7 @@ from planner.architecture.decoder import Layer, NormSpec
 from planner.dtypes import DType
 from planner.formulas.four_bit_kernel import reads_packed_weight
 from planner.operations.decoder import Weights
-from planner.operations.experts import Parameter
-from planner.operations.linear import Linear, Lora
+from planner.operations.linear import Linear, Lora, Parameter
 from planner.operations.norm import Norm
 from planner.operations.short_convolution import Convolution
 from planner.preparation import Preparation, PreparedModule

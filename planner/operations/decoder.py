@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
 from planner.operations.attention import Positions, Shape, attend
 from planner.operations.elementwise import act_fn, add, dropout, mul, mul_broadcast, part, scale, split
-from planner.operations.experts import Context, Parameter
-from planner.operations.families import ATTENTIONS, LAYOUTS
-from planner.operations.linear import Linear
+from planner.operations.families import attention_of, layout_of
+from planner.operations.linear import Linear, Parameter
 from planner.operations.lora import linear
-from planner.operations.moe import moe
 from planner.operations.norm import Norm, norm
 from planner.operations.parallel import PARALLEL_LAYOUTS
 from planner.operations.rotary import JOINED, apply_rotary
@@ -54,7 +52,8 @@ class Batch:
 def decoder_layer(t: Tape, x: Tensor, layer: Layer, weights: Weights, batch: Batch, positions: Positions) -> Tensor:
     """One layer: hidden states [T, d] in, hidden states out."""
     run = Runner(t, layer, weights, batch, positions)
-    out = _LAYOUTS[layer.layout](run, x)
+    run_layer = _LAYOUTS.get(layer.layout) or layout_of(layer.layout)
+    out = run_layer(run, x)
     if layer.returns_weights and positions.is_looping:
         positions.outputs = run.held
     return out
@@ -104,7 +103,8 @@ class Runner:
             transformers@5.23.0, models/llama/modeling_llama.py, LlamaAttention.forward, and its siblings.
         """
         if spec.style:
-            return ATTENTIONS[spec.style](self, x, spec)
+            out: Tensor = attention_of(spec.style)(self, x, spec)
+            return out
         t, batch = self.t, self.batch
         tokens = batch.size * batch.length
         q, k, v = self.projections(x, spec, tokens)
@@ -168,6 +168,9 @@ class Runner:
 
     def routed(self, x: Tensor, block: Moe) -> Tensor:
         """A routed block."""
+        from planner.operations.experts import Context  # most models have no experts
+        from planner.operations.moe import moe
+
         tokens = self.batch.size * self.batch.length
         context = Context(tokens, self.weights.parameters, self.linear, self.dense, self.batch.has_grouped_products)
         return moe(self.t, x, block, context)
@@ -217,7 +220,7 @@ def _sandwich(run: Runner, x: Tensor) -> Tensor:
     return x
 
 
-_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, **PARALLEL_LAYOUTS, **LAYOUTS}
+_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, **PARALLEL_LAYOUTS}
 
 
 def normalise(t: Tape, spec: NormSpec, x: Tensor, weights: Weights) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from planner.architecture.decoder import Attention, Delta
 from planner.dtypes import DType
+from planner.formulas.blocks import smaller
 from planner.operations.attention import Shape, attend
 from planner.operations.elementwise import (
     activation,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from planner.operations.decoder import Runner
 
 CHUNK = 64
+MOST_TURNS = 16
+"""Longer scans are laid out in so many turns of several chunks each: they save as much, and hold a little more inside a turn."""
 
 
 def gated_attention(run: Runner, x: Tensor, spec: Attention) -> Tensor:
@@ -93,6 +96,8 @@ def delta_net(run: Runner, x: Tensor, spec: Attention) -> Tensor:
     beta = activation_of_result(t, b, "sigmoid")
     decay = _decay(run, a)
     core = _chunk_rule(t, q, k, v, beta, decay, sizes, batch.size, batch.length)
+    if spec.fused:  # heads lie apart in the fused projection, and cannot be seen as rows
+        z = copy(t, z, "gate in rows")
     core = run.norm(spec.q_norm, core)
     gate = activation(t, t.cast(z, DType.FP32, "gate in fp32"), "silu")
     out = t.cast(mul(t, core, gate, "gated"), mixed.dtype, "gated, cast")
@@ -167,21 +172,24 @@ def _chunk_rule(t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: T
     within = mul(t, _product(t, q, k, square), pairwise, "scores inside chunks")
     decayed = mul_broadcast(t, k_beta, activation_of_result(t, cum, "exp"), "decayed keys")
     new_values, reads = _solved(t, system, v_beta), _solved(t, system, decayed)
-    state = t.new(heads * sizes.key_dim * sizes.value_dim, DType.FP32, "recurrent state")
+    bundle = ceil_div(chunks, MOST_TURNS)
+    state = t.new(bundle * heads * sizes.key_dim * sizes.value_dim, DType.FP32, "recurrent state")
     core = t.new(v.numel, DType.FP32, "output of the rule")
     q = mul_broadcast(t, q, activation_of_result(t, cum, "exp"), "decayed queries")
     k = mul_broadcast(t, k, activation_of_result(t, _below_last(t, cum, heads * chunks), "exp"), "decayed keys")
     chunk_decay = activation_of_result(t, part(t, cum, heads * chunks), "exp")
-    chunk = 0
-    while chunk < chunks:  # compared, so that a recording of the step knows for how many chunks it holds
-        chunk += 1
-        new = subtract(t, part(t, new_values, v.numel // chunks), _product(t, part(t, reads, k.numel // chunks), state, v.numel // chunks))
-        across = _product(t, part(t, q, k.numel // chunks), state, v.numel // chunks)
-        inside = _product(t, part(t, within, square // chunks), new, v.numel // chunks)
+    done = 0
+    while done < chunks:  # compared, so that a recording of the step knows how many turns it holds
+        now = smaller(bundle, chunks - done)
+        done = done + now
+        keys, values, scores = k.numel // chunks * now, v.numel // chunks * now, square // chunks * now
+        new = subtract(t, part(t, new_values, values), _product(t, part(t, reads, keys), state, values))
+        across = _product(t, part(t, q, keys), state, values)
+        inside = _product(t, part(t, within, scores), new, values)
         core = written(t, core, add(t, across, inside))
-        before, t.grad_enabled = t.grad_enabled, t.grad_enabled and chunk < chunks  # nobody reads the last state: its graph dies
-        decayed_state = mul_broadcast(t, state, part(t, chunk_decay, heads))
-        update = _product(t, part(t, k, k.numel // chunks), new, state.numel)
+        before, t.grad_enabled = t.grad_enabled, t.grad_enabled and done < chunks  # nobody reads the last state: its graph dies
+        decayed_state = mul_broadcast(t, state, part(t, chunk_decay, heads * now))
+        update = _product(t, part(t, k, keys), new, state.numel)
         state = add(t, decayed_state, update, "recurrent state")
         t.grad_enabled = before
         del decayed_state, update

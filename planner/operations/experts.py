@@ -19,26 +19,9 @@ from planner.architecture.decoder import Mlp, Moe
 from planner.dtypes import DType, promote
 from planner.operations.elementwise import act_fn, activation_of_result, add, add_constant, clamp, mul, part, scale, split
 from planner.operations.indexing import row_sum, take
-from planner.operations.linear import Lora, product
+from planner.operations.linear import Lora, Parameter, product
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
-
-
-@dataclass
-class Parameter:
-    """
-    A bare parameter as the recipe leaves it: experts [E, m, k], or a router's weight [m, k].
-
-    Attributes:
-        inputs, outputs: k and m.
-        weight: The parameter.
-        lora: The adapter that PEFT folds into it; rank * E rows of A, columns of B.
-    """
-
-    inputs: int
-    outputs: int
-    weight: Tensor
-    lora: Lora | None = None
 
 
 @dataclass

@@ -1,44 +1,54 @@
-"""Attention modules and layers that are a family's own, by the names that structures give them."""
+"""
+Attention modules and layers that are a family's own, by the names that structures give them.
+
+A family's file is imported when a layer asks for it, so that an estimate of one model does not pay for all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import cache
+from importlib import import_module
+from typing import Any
 
-from planner.architecture.decoder import Attention
-from planner.operations.alibi import bloom, mpt
-from planner.operations.delta_net import delta_net, gated_attention
-from planner.operations.falcon import falcon, falcon_attention, falcon_sequential
-from planner.operations.gpt import gpt2, neox, neox_sequential, opt
-from planner.operations.gpt_oss import sink_attention
-from planner.operations.gptj import gpt_neo_attention, gptj, gptj_attention
-from planner.operations.latent import latent_attention
-from planner.operations.short_convolution import short_convolution
-from planner.tensors import Tensor
-
-if TYPE_CHECKING:
-    from planner.operations.decoder import Runner
-
-ATTENTIONS: dict[str, Callable[[Runner, Tensor, Attention], Tensor]] = {
-    "falcon": falcon_attention,
-    "gptj": gptj_attention,
-    "gpt_neo": gpt_neo_attention,
-    "gpt_oss": sink_attention,
-    "latent": latent_attention,
-    "delta_net": delta_net,
-    "gated": gated_attention,
-    "short_convolution": short_convolution,
+_ATTENTIONS = {
+    "falcon": "falcon:falcon_attention",
+    "gptj": "gptj:gptj_attention",
+    "gpt_neo": "gptj:gpt_neo_attention",
+    "gpt_oss": "gpt_oss:sink_attention",
+    "latent": "latent:latent_attention",
+    "llama4": "llama4:llama4_attention",
+    "delta_net": "delta_net:delta_net",
+    "gated": "delta_net:gated_attention",
+    "short_convolution": "short_convolution:short_convolution",
 }
-LAYOUTS: dict[str, Callable[[Runner, Tensor], Tensor]] = {
-    "bloom": bloom,
-    "bloom_from_norms": bloom,
-    "falcon": falcon,
-    "falcon_sequential": falcon_sequential,
-    "gpt2": gpt2,
-    "gptj": gptj,
-    "mpt": mpt,
-    "neox": neox,
-    "neox_sequential": neox_sequential,
-    "opt": opt,
-    "opt_post": opt,
+_LAYOUTS = {
+    "bloom": "alibi:bloom",
+    "bloom_from_norms": "alibi:bloom",
+    "falcon": "falcon:falcon",
+    "falcon_sequential": "falcon:falcon_sequential",
+    "gpt2": "gpt:gpt2",
+    "gptj": "gptj:gptj",
+    "mpt": "alibi:mpt",
+    "neox": "gpt:neox",
+    "neox_sequential": "gpt:neox_sequential",
+    "opt": "gpt:opt",
+    "opt_post": "gpt:opt",
 }
+
+
+def attention_of(style: str) -> Callable[..., Any]:
+    """The attention module of that style: (runner, input, structure) -> output."""
+    return _found(_ATTENTIONS[style])
+
+
+def layout_of(name: str) -> Callable[..., Any]:
+    """The layer of that layout: (runner, input) -> output."""
+    return _found(_LAYOUTS[name])
+
+
+@cache
+def _found(place: str) -> Callable[..., Any]:
+    module, function = place.split(":")
+    found: Callable[..., Any] = getattr(import_module(f"planner.operations.{module}"), function)
+    return found

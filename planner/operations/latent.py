@@ -54,7 +54,7 @@ def _turned(run: Runner, q: Tensor, k: Tensor, spec: Attention) -> tuple[Tensor,
     t, cos, sin = run.t, run.positions.cos, run.positions.sin
     assert cos is not None and sin is not None
     if spec.rotary_style == "complex":
-        return _as_complex(t, q, cos), _as_complex(t, k, cos)
+        return as_complex(t, q, cos), as_complex(t, k, cos)
     if spec.rotary_style == "pairs":
         return _by_pairs(t, q, cos, sin), _by_pairs(t, k, cos, sin)
     q, k, _ = apply_rotary(t, q, k, cos, sin, spec)
@@ -74,7 +74,7 @@ def _by_pairs(t: Tape, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return concatenate(t, (first, second), "rotated")
 
 
-def _as_complex(t: Tape, x: Tensor, rotations: Tensor) -> Tensor:
+def as_complex(t: Tape, x: Tensor, rotations: Tensor) -> Tensor:
     """
     Pairs read as complex fp32 numbers, times unit complex numbers.
 

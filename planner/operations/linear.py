@@ -55,6 +55,23 @@ class Linear:
     lora: Lora | None = None
 
 
+@dataclass
+class Parameter:
+    """
+    A bare parameter as the recipe leaves it: experts [E, m, k], or a router's weight [m, k].
+
+    Attributes:
+        inputs, outputs: k and m.
+        weight: The parameter.
+        lora: The adapter that PEFT folds into it; rank * E rows of A, columns of B.
+    """
+
+    inputs: int
+    outputs: int
+    weight: Tensor
+    lora: Lora | None = None
+
+
 def base_linear(t: Tape, x: Tensor, layer: Linear) -> Tensor:
     """The layer without its adapter."""
     if layer.quantization is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.architecture.decoder import Moe
 from planner.operations.elementwise import activation_of_result, add, mul_broadcast
 from planner.operations.experts import Context, experts
+from planner.operations.llama4 import every_expert
 from planner.operations.routers import ROUTERS
 from planner.schedule import Tape
 from planner.tensors import Tensor
@@ -20,6 +21,8 @@ def moe(t: Tape, x: Tensor, block: Moe, context: Context) -> Tensor:
     """
     before, t.scope = t.scope, block.gate_up.rpartition(".")[0]
     try:
+        if block.routing == "every_expert":
+            return every_expert(t, x, block, context)
         for _ in range(block.jitter):
             x = _shaken(t, x)
         shared = context.dense(x, block.shared) if block.shared is not None and block.shared_gate else None

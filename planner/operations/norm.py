@@ -167,7 +167,18 @@ def _minus(t: Tape, x: Tensor, mean: Tensor) -> Tensor:
     return out
 
 
+def _l2(t: Tape, x: Tensor, layer: Norm) -> Tensor:
+    """
+    normalised(x.float()).type_as(x), without a weight.
+
+    Source:
+        transformers@5.23.0, models/llama4/modeling_llama4.py, Llama4TextL2Norm.forward.
+    """
+    return t.cast(_normalised(t, t.cast(x, DType.FP32, "norm input in fp32"), x.numel // layer.width), x.dtype, "norm output")
+
+
 _KINDS = {
+    "l2": _l2,
     "rms": _rms,
     "rms_fp32_weight": _rms_fp32_weight,
     "rms_plus_one": _rms_plus_one,

@@ -12,9 +12,9 @@ from planner.architecture.decoder import Moe
 from planner.dtypes import DType
 from planner.operations.attention import plain_softmax, softmax
 from planner.operations.elementwise import activation_of_result, concatenate, scale
-from planner.operations.experts import Context, Parameter, read
+from planner.operations.experts import Context, read
 from planner.operations.indexing import best, gather, masked, normalised, scatter_constant, top_k
-from planner.operations.linear import product
+from planner.operations.linear import Parameter, product
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
 

@@ -17,7 +17,7 @@ from planner.stack import LATEST, resolve
 
 FAMILIES = {
     "mixtral", "granitemoe", "minimax_m2", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "olmoe", "phimoe", "gpt_oss", "glm4_moe",
-    "deepseek_v2", "deepseek_v3", "kimi_k2", "qwen3_next", "qwen3_5", "qwen3_5_moe",
+    "deepseek_v2", "deepseek_v3", "kimi_k2", "qwen3_next", "qwen3_5", "qwen3_5_moe", "llama4",
 }  # fmt: skip
 CHECKPOINTS = [
     pytest.param(facts["config"], facts["id"], id=facts["id"])
@@ -25,7 +25,7 @@ CHECKPOINTS = [
     if facts["config"]["model_type"] in FAMILIES
 ]
 ADAPTED_BY_PEFT = FAMILIES - {
-    "gpt_oss", "granitemoe", "qwen2_moe", "qwen3_vl_moe", "kimi_k2", "phimoe", "qwen3_5", "qwen3_5_moe",
+    "gpt_oss", "granitemoe", "qwen2_moe", "qwen3_vl_moe", "kimi_k2", "phimoe", "qwen3_5", "qwen3_5_moe", "llama4",
 }  # fmt: skip
 """Families whose experts `all-linear` turns into bare parameters: peft@0.21.2, utils/transformers_weight_conversion.py."""
 
@@ -84,7 +84,7 @@ def test_the_default_recipe_is_planned_or_refused_with_pefts_reason(config: dict
             planned(config, name)
         assert "--dropout 0" in str(refusal.value.hint)
         assert planned(config, name, dropout=0.0).ledger.peak().nbytes > 0
-    elif kind == "phimoe":
+    elif kind in ("phimoe", "llama4"):
         with pytest.raises(UnsupportedRecipeError, match="'tuple' object has no attribute 'dtype'") as refusal:
             planned(config, name)
         targets = str(refusal.value.hint).rsplit(" ", 1)[-1].split(",")

@@ -6,7 +6,8 @@ import pytest
 
 from planner.architecture.decoder import Moe
 from planner.dtypes import DType
-from planner.operations.experts import Context, Parameter
+from planner.operations.experts import Context
+from planner.operations.linear import Parameter
 from planner.operations.moe import moe
 from planner.schedule import Tape
 from planner.tensors import Tensor

@@ -209,6 +209,20 @@ _ROUTED = (
         layer_types=("linear_attention", "full_attention"),
         few=True,
     ),
+    Model(
+        "qwen3-next-like",
+        "qwen3_next",
+        _decoder(
+            2048, 5120, (16, 2), 151936, 262144, head_dim=256, linear_num_value_heads=32, linear_num_key_heads=16,
+            linear_key_head_dim=128, linear_value_head_dim=128, linear_conv_kernel_dim=4, attention_bias=False, num_experts=64,
+            num_experts_per_tok=10, moe_intermediate_size=512, shared_expert_intermediate_size=512, norm_topk_prob=True,
+            decoder_sparse_step=1, mlp_only_layers=[],
+            rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25}, **_SILU,
+        ),
+        _QKVO,
+        layer_types=("linear_attention", "full_attention"),
+        few=True,
+    ),
 )  # fmt: skip
 
 _TIED: dict[str, object] = {"tie_word_embeddings": True}
