@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -233,6 +232,8 @@ def _all_words(card: dict[str, Any]) -> set[str]:
 def _nearest(wanted: str) -> list[str]:
     """The three names that look most like a text."""
     names = {_key(name): card["name"] for card in model_specs.gpus() for name in (*card["aliases"], card["name"])}
+    import difflib
+
     close = difflib.get_close_matches(_key(wanted)[:64], names, n=6, cutoff=0.6)
     return list(dict.fromkeys(names[key] for key in close))[:3]
 

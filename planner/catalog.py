@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import model_specs
-from planner import hub
 from planner.cards import common_devices, find_device, list_devices, local_device
 from planner.config_file import adapter_error, printable, read_config, read_object
 from planner.errors import InvalidConfigError, QplanError, UnknownModelError
@@ -146,6 +144,8 @@ def nearest_checkpoints(name: str, count: int = 3) -> list[str]:
     known = {candidate.lower(): candidate for candidate in model_specs.checkpoint_ids()}
     known |= {alias: spelling for alias, (spelling, _) in model_specs.aliases().items()}
     likeness: dict[str, float] = {}
+    import difflib
+
     matcher = difflib.SequenceMatcher(autojunk=False)
     for target, part in ((wanted, slice(None)), (wanted.rpartition("/")[2], slice(-1, None))):
         matcher.set_seq2(target)
@@ -179,6 +179,8 @@ def _bundled(facts: dict[str, Any]) -> Checkpoint:
 
 def _local(name: str, path: Path) -> Checkpoint:
     """A folder or a file as a checkpoint."""
+    from planner import hub  # what a bundled model never needs
+
     if not path.is_dir():
         if path.suffix.lower() != ".json":
             raise UnknownModelError(
@@ -210,6 +212,8 @@ def _files(name: str, folder: Path) -> dict[str, int]:
 
 def _from_hub(name: str, revision: str | None, offline: bool | None) -> Checkpoint:
     """A repository on the Hub as a checkpoint."""
+    from planner import hub  # what a bundled model never needs
+
     try:
         config, commit = hub.fetch_config(name, revision, offline=offline)
     except QplanError as error:

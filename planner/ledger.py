@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate
@@ -62,8 +61,7 @@ class Allocation(NamedTuple):
     formula: str = ""
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A stretch of a ledger's clock that belongs to one phase: [begin, end)."""
 
     phase: Phase
@@ -71,8 +69,7 @@ class Span:
     end: int
 
 
-@dataclass(frozen=True)
-class Peak:
+class Peak(NamedTuple):
     """
     The largest sum of live bytes in a phase, and what it is made of.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,10 +50,10 @@ def peaks(layers: int, knobs: dict[str, Any], *, singly: bool, kinds: str = "a")
     preparation = prepare(spec, recipe, known)
     decoder = decoder_of(spec)
     first = decoder.layers[0]
-    kind = {"a": first, "b": replace(first, mlp=replace(first.mlp, act="gelu_new"))}
-    decoder = replace(decoder, layers=tuple(kind[kinds[i % len(kinds)]] for i in range(layers)))
+    kind = {"a": first, "b": first._replace(mlp=first.mlp._replace(act="gelu_new"))}
+    decoder = decoder._replace(layers=tuple(kind[kinds[i % len(kinds)]] for i in range(layers)))
     if singly:
-        decoder = replace(decoder, layers=tuple(replace(layer) for layer in decoder.layers))
+        decoder = decoder._replace(layers=tuple(layer._replace() for layer in decoder.layers))
     resting = rest(spec, preparation, recipe, lambda name: True)
     tape = run_step(decoder, preparation, recipe, known, resting, kernels_of(preparation, recipe, (8, 0)))
     rows = Rows()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from typing import TYPE_CHECKING
 
 from planner.allocator.blocks import FREE, LIVE, NOTHING, Block, Memory, Pool, Segment
-from planner.allocator.expandable import ExpandableSegments
 from planner.allocator.fixed import FixedSegments
 from planner.allocator.settings import BLOCK, INTERVALS, SMALL_SEGMENT, SMALL_SIZE, AllocatorSettings
 from planner.units import gib, human
+
+if TYPE_CHECKING:
+    from planner.allocator.expandable import ExpandableSegments
 
 
 class OutOfMemory(Exception):
@@ -63,6 +66,8 @@ class CachingAllocator:
         self._fixed: FixedSegments | None = None
         self._expandable: ExpandableSegments | None = None
         if settings.expandable_segments:
+            from planner.allocator.expandable import ExpandableSegments
+
             self._source: FixedSegments | ExpandableSegments = ExpandableSegments(self._memory, device_bytes)
             self._expandable = self._source
         else:

@@ -7,7 +7,6 @@ of one model does not pay for sixty families.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -36,6 +35,8 @@ def family_of(model_type: str) -> Family:
         UnsupportedModelError: There is none.
     """
     if model_type not in FILES:
+        import difflib
+
         near = difflib.get_close_matches(model_type, FILES, n=3)
         raise UnsupportedModelError(
             f"model_type `{model_type}` is no family that the closed form knows; it needs a declaration in planner/architecture/",

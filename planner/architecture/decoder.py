@@ -246,6 +246,7 @@ class Decoder(NamedTuple):
         always_masked: The mask is made even where sdpa could do without (Falcon).
         text_prefix: Of a composite model: only what lies under this path, and the head, works on a batch of text; empty for all.
         supports_sdpa: Whether the family has it (Gemma-2 has not: eager takes its place).
+        flash_refusal: Why `flash_attention_2` cannot be planned; empty where it can.
     """
 
     hidden_size: int
@@ -271,6 +272,7 @@ class Decoder(NamedTuple):
     rotary_tables: int = 1
     always_masked: bool = False
     supports_sdpa: bool = True
+    flash_refusal: str = ""
     text_prefix: str = ""
 
     def reaches(self, name: str) -> bool:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.architecture.decoder import Decoder
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """
     One model_type.
 

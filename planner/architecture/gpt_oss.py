@@ -10,6 +10,8 @@ from planner.architecture.routed import with_experts
 from planner.architecture.structures import ATTENTION_TYPES, attention_dropout, llama_like, windows
 from planner.architecture.table import Table
 
+_FLASH = "transformers puts FlashAttention-3 in its place for gpt_oss, whose sinks it knows; that kernel's step is not known here"
+
 
 def gpt_oss(config: Fields, out: Table) -> None:
     """
@@ -53,7 +55,7 @@ def decoder(config: Fields) -> Decoder:
         dims,
         norm="rms_fp32_weight",
         attention={"style": "gpt_oss", "rotary_style": "halves", **attention_dropout(config)},
-        decoder={"supports_sdpa": False, "table_style": "single"},
+        decoder={"supports_sdpa": False, "table_style": "single", "flash_refusal": _FLASH},
         kinds=kinds,
         by_kind=windows(window),
     )

@@ -12,6 +12,7 @@ from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
 from planner.dtypes import DType
 
+_FLASH = "transformers refuses: Llama4ForCausalLM does not support Flash Attention 2 yet"
 _TEXT = {
     "hidden_size": 5120,
     "intermediate_size": 8192,
@@ -119,7 +120,7 @@ def structure(config: Fields, *, prefix: str, head_name: str) -> Decoder:
             "up": f"{feed}.up_proj",
             "down": f"{feed}.down_proj",
         },
-        decoder={"table_style": "complex"},
+        decoder={"table_style": "complex", "flash_refusal": _FLASH},
         kinds=["turning" if turn else "still" for turn in turns],
         by_kind={
             "turning": {"norms_each": normed, "sliding_window": chunk},

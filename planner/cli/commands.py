@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any
@@ -138,6 +137,8 @@ def explain(error: Any, arguments: Sequence[str]) -> tuple[str, str]:
     help_ = f"qplan {command} --help" if command else "qplan --help"
     option = getattr(error, "option_name", None)
     if type(error).__name__ == "NoSuchOption":
+        import difflib
+
         near = difflib.get_close_matches(str(option), _options(error.ctx), n=2) if error.ctx else []
         known = f"did you mean {' or '.join(near)}? " if near else ""
         return f"there is no option {option}", f"{known}{help_} lists them"
@@ -147,6 +148,8 @@ def explain(error: Any, arguments: Sequence[str]) -> tuple[str, str]:
             "qplan models lists what is bundled",
         )
     if command is None and arguments and not arguments[0].startswith("-"):
+        import difflib
+
         near = difflib.get_close_matches(arguments[0], NAMES, n=1, cutoff=0.5)
         hint = f"did you mean qplan {near[0]}?" if near else f"to plan a model: qplan estimate {arguments[0]}"
         return f"there is no command {arguments[0]}; it must be one of {', '.join(NAMES)}", hint

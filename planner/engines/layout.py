@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.ledger import Rows, Span
 from planner.recipe import Recipe
@@ -26,8 +26,7 @@ _PLAIN_RUNS = 2
 _MOST_LAYOUTS = 16
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """The rows of a recorded step without their sizes, and the program that computes those."""
 
     rows: Rows

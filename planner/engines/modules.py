@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from planner.architecture.decoder import Layer, NormSpec
 from planner.dtypes import DType
@@ -10,12 +10,14 @@ from planner.formulas.four_bit_kernel import reads_packed_weight
 from planner.operations.decoder import Weights
 from planner.operations.linear import Linear, Lora, Parameter
 from planner.operations.norm import Norm
-from planner.operations.short_convolution import Convolution
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.spec import ModuleKind
 from planner.tensors import Tensor
+
+if TYPE_CHECKING:
+    from planner.operations.short_convolution import Convolution
 
 
 class Kernels(NamedTuple):
@@ -78,8 +80,7 @@ class Modules:
             elif row.module.kind in (ModuleKind.EXPERTS, ModuleKind.PARAMETER):
                 parameters[short] = self.parameter_of(row)
             elif row.module.kind is ModuleKind.CONVOLUTION:
-                bias = self.leaf(row.module.bias, row.bias_dtype, row.trainable) if row.module.bias else None
-                convolutions[short] = Convolution(self.owned(row), bias)
+                convolutions[short] = self.convolution_of(row)
         for spec in (*layer.norms, layer.attention.q_norm, layer.attention.k_norm):
             if spec is not None and spec.name:
                 norms[spec.name] = self.norm_of(self.at(prefix + spec.name, index), spec.kind, spec.width)
@@ -90,6 +91,13 @@ class Modules:
         module = row.module
         outputs = module.out_features if len(module.shape) > 1 else 1
         return Parameter(module.in_features, outputs, self.owned(row), self.lora_of(row))
+
+    def convolution_of(self, row: PreparedModule) -> Convolution:
+        """A convolution with its leaves."""
+        from planner.operations import short_convolution
+
+        bias = self.leaf(row.module.bias, row.bias_dtype, row.trainable) if row.module.bias else None
+        return short_convolution.Convolution(self.owned(row), bias)
 
     def linear_of(self, row: PreparedModule) -> Linear:
         """A linear with its leaves."""

@@ -232,8 +232,13 @@ class _Step:
 
         Source:
             transformers@5.23.0, modeling_utils.py, get_correct_attn_implementation: sdpa falls back unless it was asked for by name.
+
+        Raises:
+            UnsupportedRecipeError: FlashAttention-2 on a family that it does not run on.
         """
         given = str(self.recipe.attn)
+        if given == "flash_attention_2" and self.decoder.flash_refusal:
+            raise UnsupportedRecipeError(f"attn is flash_attention_2, but {self.decoder.flash_refusal}", hint="pass --attn eager")
         return "eager" if given == "sdpa" and not self.decoder.supports_sdpa else given
 
     def kernel_name(self, attention: Attention, mask: Tensor | None) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
 from planner.spec import ModuleKind
 
 
-@dataclass(frozen=True)
-class Trap:
+class Trap(NamedTuple):
     """
     Memory that a run costs silently.
 

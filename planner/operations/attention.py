@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.architecture.decoder import Attention
 from planner.dtypes import DType
@@ -24,8 +25,7 @@ from planner.tensors import Grads, Saved, Tensor
 from planner.units import round_up
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """
     The sizes of one attention.
 

@@ -7,6 +7,7 @@ Local names are kept and dropped where the original keeps and drops them: that i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
 from planner.operations.attention import Positions, Shape, attend
@@ -15,11 +16,12 @@ from planner.operations.families import attention_of, layout_of
 from planner.operations.linear import Linear, Parameter
 from planner.operations.lora import linear
 from planner.operations.norm import Norm, norm
-from planner.operations.parallel import PARALLEL_LAYOUTS
 from planner.operations.rotary import JOINED, apply_rotary
-from planner.operations.short_convolution import Convolution
 from planner.schedule import Tape
 from planner.tensors import Tensor
+
+if TYPE_CHECKING:
+    from planner.operations.short_convolution import Convolution
 
 
 @dataclass
@@ -220,7 +222,7 @@ def _sandwich(run: Runner, x: Tensor) -> Tensor:
     return x
 
 
-_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich, **PARALLEL_LAYOUTS}
+_LAYOUTS = {"pre": _pre, "post": _post, "sandwich": _sandwich}
 
 
 def normalise(t: Tape, spec: NormSpec, x: Tensor, weights: Weights) -> Tensor:

@@ -150,19 +150,7 @@ def _chunk_rule(t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: T
     """The rule over chunks: what happens inside of each at once, then a scan from one to the next."""
     dtype, heads = q.dtype, batch * sizes.value_heads
     chunks = ceil_div(length, CHUNK)
-    rows = heads * chunks * CHUNK
-    groups = sizes.value_heads // sizes.key_heads
-    q, k = repeat(t, q, groups), repeat(t, k, groups)
-    wide = [t.cast(x, DType.FP32, "rule in fp32") for x in (q, k, v, beta, decay)]
-    q, k, v, beta, decay = wide
-    del wide
-    q, k = _l2norm(t, q, heads * length), _l2norm(t, k, heads * length)
-    q = scale(t, q, "scaled queries")
-    padded = [_padded(t, x, rows * width) for x, width in ((q, sizes.key_dim), (k, sizes.key_dim), (v, sizes.value_dim))]
-    q, k, v = padded
-    padded = [_padded(t, x, rows) for x in (beta, decay)]
-    beta, decay = padded
-    del padded
+    q, k, v, beta, decay = _in_chunks(t, q, k, v, beta, decay, sizes, heads * length, heads * chunks * CHUNK)
     v_beta, k_beta = mul_broadcast(t, v, beta, "values, weighed"), mul_broadcast(t, k, beta, "keys, weighed")
     mask = t.new(CHUNK * CHUNK, DType.BOOL, "strictly upper triangle")
     cum = _cumulated(t, decay)
@@ -172,9 +160,39 @@ def _chunk_rule(t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: T
     within = mul(t, _product(t, q, k, square), pairwise, "scores inside chunks")
     decayed = mul_broadcast(t, k_beta, activation_of_result(t, cum, "exp"), "decayed keys")
     new_values, reads = _solved(t, system, v_beta), _solved(t, system, decayed)
+    moved = [q, k]
+    del q, k  # the scan gives them new values
+    core = _scanned(t, moved, within, new_values, reads, cum, sizes, heads, chunks)
+    if chunks * CHUNK != length:
+        core = part(t, core, heads * length * sizes.value_dim)
+    return t.cast(core, dtype, "output of the rule, cast") if dtype is not DType.FP32 else copy(t, core)
+
+
+def _in_chunks(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, sizes: Delta, given: int, rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Keys and queries for each value head, all in fp32, normalised and padded from `given` rows of all heads to whole chunks."""
+    groups = sizes.value_heads // sizes.key_heads
+    q, k = repeat(t, q, groups), repeat(t, k, groups)
+    wide = [t.cast(x, DType.FP32, "rule in fp32") for x in (q, k, v, beta, decay)]
+    q, k, v, beta, decay = wide
+    del wide
+    q, k = _l2norm(t, q, given), _l2norm(t, k, given)
+    q = scale(t, q, "scaled queries")
+    padded = [_padded(t, x, rows * width) for x, width in ((q, sizes.key_dim), (k, sizes.key_dim), (v, sizes.value_dim))]
+    q, k, v = padded
+    padded = [_padded(t, x, rows) for x in (beta, decay)]
+    return q, k, v, padded[0], padded[1]
+
+
+def _scanned(
+    t: Tape, moved: list[Tensor], within: Tensor, new_values: Tensor, reads: Tensor, cum: Tensor, sizes: Delta, heads: int, chunks: int
+) -> Tensor:
+    """From chunk to chunk with a recurrent state; `moved` holds queries and keys, which nobody else does."""
     bundle = ceil_div(chunks, MOST_TURNS)
     state = t.new(bundle * heads * sizes.key_dim * sizes.value_dim, DType.FP32, "recurrent state")
-    core = t.new(v.numel, DType.FP32, "output of the rule")
+    core = t.new(new_values.numel, DType.FP32, "output of the rule")
+    k, q = moved.pop(), moved.pop()
     q = mul_broadcast(t, q, activation_of_result(t, cum, "exp"), "decayed queries")
     k = mul_broadcast(t, k, activation_of_result(t, _below_last(t, cum, heads * chunks), "exp"), "decayed keys")
     chunk_decay = activation_of_result(t, part(t, cum, heads * chunks), "exp")
@@ -182,7 +200,7 @@ def _chunk_rule(t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: T
     while done < chunks:  # compared, so that a recording of the step knows how many turns it holds
         now = smaller(bundle, chunks - done)
         done = done + now
-        keys, values, scores = k.numel // chunks * now, v.numel // chunks * now, square // chunks * now
+        keys, values, scores = (x.numel // chunks * now for x in (k, new_values, within))
         new = subtract(t, part(t, new_values, values), _product(t, part(t, reads, keys), state, values))
         across = _product(t, part(t, q, keys), state, values)
         inside = _product(t, part(t, within, scores), new, values)
@@ -194,10 +212,7 @@ def _chunk_rule(t: Tape, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: T
         t.grad_enabled = before
         del decayed_state, update
     del state
-    core = copy(t, core, "output of the rule, in rows")
-    if chunks * CHUNK != length:
-        core = part(t, core, heads * length * sizes.value_dim)
-    return t.cast(core, dtype, "output of the rule, cast") if dtype is not DType.FP32 else copy(t, core)
+    return copy(t, core, "output of the rule, in rows")
 
 
 def _l2norm(t: Tape, x: Tensor, rows: int) -> Tensor:
@@ -226,11 +241,11 @@ def _padded(t: Tape, x: Tensor, numel: int) -> Tensor:
     out = t.new(numel, x.dtype, "padded")
     if t.tracks(x):
         given = x.numel
-        t.record(out, (x,), None, lambda t, grads, saved: (t.new(given, x_dtype(grads), "gradient of padding"),))
+        t.record(out, (x,), None, lambda t, grads, saved: (t.new(given, _dtype_of(grads), "gradient of padding"),))
     return out
 
 
-def x_dtype(grads: Grads) -> DType:
+def _dtype_of(grads: Grads) -> DType:
     """The type of the first gradient."""
     assert grads[0] is not None
     return grads[0].dtype
@@ -243,8 +258,8 @@ def _cumulated(t: Tape, a: Tensor) -> Tensor:
         numel = a.numel
 
         def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
-            flipped = t.new(numel, x_dtype(grads), "reversed gradient")
-            total = t.new(numel, x_dtype(grads), "cumulated gradient")
+            flipped = t.new(numel, _dtype_of(grads), "reversed gradient")
+            total = t.new(numel, _dtype_of(grads), "cumulated gradient")
             del flipped
             return (t.new(total.numel, total.dtype, "gradient of decay"),)
 
@@ -259,7 +274,7 @@ def _differences(t: Tape, a: Tensor, numel: int) -> Tensor:
         rows = a.numel
 
         def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
-            negated = t.new(numel, x_dtype(grads), "negated gradient")
+            negated = t.new(numel, _dtype_of(grads), "negated gradient")
             first = t.new(rows, negated.dtype, "gradient of decay")
             return first, t.new(rows, negated.dtype, "gradient of decay")
 
@@ -275,7 +290,7 @@ def _below_last(t: Tape, a: Tensor, rows: int) -> Tensor:
         numel = a.numel
 
         def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
-            negated = t.new(numel, x_dtype(grads), "negated gradient")
+            negated = t.new(numel, _dtype_of(grads), "negated gradient")
             return t.new(rows, negated.dtype, "gradient of the last"), negated
 
         t.record(out, (last, a), None, backward)
@@ -292,7 +307,7 @@ def _product(t: Tape, a: Tensor, b: Tensor, numel: int) -> Tensor:
         wanted = [x.numel if x.requires_grad else None for x in (a, b)]
 
         def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
-            return [None if n is None else t.new(n, x_dtype(grads), "gradient of a product") for n in wanted]
+            return [None if n is None else t.new(n, _dtype_of(grads), "gradient of a product") for n in wanted]
 
         t.record(out, (a, b), saved, backward)
     return out
@@ -311,7 +326,7 @@ def _solved(t: Tape, system: Tensor, b: Tensor) -> Tensor:
         square, numel = system.numel if system.requires_grad else None, b.numel
 
         def backward(t: Tape, grads: Grads, saved: Saved) -> Sequence[Tensor | None]:
-            of_b = t.new(numel, x_dtype(grads), "gradient of a solution")
+            of_b = t.new(numel, _dtype_of(grads), "gradient of a solution")
             if square is None:
                 return None, of_b
             raw = t.new(square, of_b.dtype, "gradient of a system")

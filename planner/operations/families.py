@@ -23,6 +23,9 @@ _ATTENTIONS = {
     "short_convolution": "short_convolution:short_convolution",
 }
 _LAYOUTS = {
+    "parallel": "parallel:parallel",
+    "parallel_onto_residual": "parallel:parallel_onto_residual",
+    "stablelm": "parallel:stablelm",
     "bloom": "alibi:bloom",
     "bloom_from_norms": "alibi:bloom",
     "falcon": "falcon:falcon",

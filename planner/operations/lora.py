@@ -6,7 +6,6 @@ Shapes: T tokens; k inputs and m outputs of the layer; r the adapter's rank.
 
 from __future__ import annotations
 
-from planner.operations.dora import dora
 from planner.operations.elementwise import add, copy, dropout, scale
 from planner.operations.linear import Linear, Lora, base_linear, product
 from planner.schedule import Tape
@@ -37,7 +36,7 @@ def _adapted(t: Tape, x: Tensor, layer: Linear, lora: Lora) -> Tensor:
     dtype = result.dtype
     x = t.cast(x, lora.a.dtype, "input in the adapter's dtype")
     if lora.magnitude is not None:
-        result = dora(t, x, result, layer, lora)
+        result = _dora(t, x, result, layer, lora)
     else:
         result = add(t, result, scale(t, _branch(t, x, layer, lora)), "output with adapter")
     return t.cast(result, dtype)
@@ -52,13 +51,19 @@ def _adapted_quantized(t: Tape, x: Tensor, layer: Linear, lora: Lora) -> Tensor:
     if converts:
         x = t.cast(x, lora.a.dtype, "input in the adapter's dtype")
     if lora.magnitude is not None:
-        result = dora(t, x, result, layer, lora)
+        result = _dora(t, x, result, layer, lora)
         return t.cast(result, dtype) if converts else result
     output = scale(t, _branch(t, x, layer, lora))
     if converts:
         output = t.cast(output, dtype)
     result = add(t, result, output, "output with adapter")
     return result
+
+
+def _dora(t: Tape, x: Tensor, result: Tensor, layer: Linear, lora: Lora) -> Tensor:
+    from planner.operations.dora import dora
+
+    return dora(t, x, result, layer, lora)
 
 
 def _branch(t: Tape, x: Tensor, layer: Linear, lora: Lora) -> Tensor:

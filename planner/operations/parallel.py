@@ -6,7 +6,6 @@ As in `planner.operations.decoder`, a local name lives as long as it does in the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from planner.operations.elementwise import add
@@ -59,10 +58,3 @@ def stablelm(run: Runner, x: Tensor) -> Tensor:
     mlp = run.mlp(run.norm(second, residual))
     x = add(run.t, residual, mlp, "residual stream")
     return x
-
-
-PARALLEL_LAYOUTS: dict[str, Callable[[Runner, Tensor], Tensor]] = {
-    "parallel": parallel,
-    "parallel_onto_residual": parallel_onto_residual,
-    "stablelm": stablelm,
-}

@@ -94,6 +94,18 @@ def test_the_default_recipe_is_planned_or_refused_with_pefts_reason(config: dict
         assert found.ledger.peak().nbytes > found.steady_bytes > 0
 
 
+@pytest.mark.parametrize("name", ["openai/gpt-oss-20b", "meta-llama/Llama-4-Scout-17B-16E-Instruct"])
+def test_flash_attention_2_is_refused_where_it_does_not_run(name: str):
+    """The reason is named, and eager is offered."""
+    facts = model_specs.checkpoint(name)
+    assert facts is not None
+
+    with pytest.raises(UnsupportedRecipeError, match="attn is flash_attention_2") as refusal:
+        planned(facts["config"], name, attn="flash_attention_2", targets=["q_proj"])
+
+    assert refusal.value.hint == "pass --attn eager"
+
+
 @pytest.mark.parametrize(("config", "name"), CHECKPOINTS)
 def test_full_fine_tuning_is_planned(config: dict[str, Any], name: str):
     """With trained experts, routers and biases; a step needs more than what rests."""
