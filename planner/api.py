@@ -150,7 +150,7 @@ def gpus() -> list[Device]:
     return catalog.list_devices()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
     """One run to plan: the inputs of an engine but for the card."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import model_specs
 from planner.cards import common_devices, find_device, list_devices, local_device
@@ -34,8 +34,7 @@ _LIKE_ENOUGH = 0.6
 _WORD = 4  # letters that a name must share to be meant by a part of it
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """
     A checkpoint that was found: its config.json and what is known about it. No weights are read.
 

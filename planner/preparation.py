@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from planner.dtypes import DType
 from planner.errors import UnsupportedModelError, UnsupportedRecipeError
@@ -49,8 +49,7 @@ _KEPT_FROM_HALF = {
 _TRL_CASTS_BACK = ("lm_head", "embed_tokens", "wte", "wpe")
 
 
-@dataclass(frozen=True)
-class Adapter:
+class Adapter(NamedTuple):
     """
     The LoRA tensors of one module.
 
@@ -123,7 +122,7 @@ class PreparedModule:
         return own + self.count * (copied + (self.adapter.numel if self.adapter else 0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preparation:
     """
     Every module as it stands before the first step, in registration order.

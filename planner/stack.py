@@ -12,7 +12,7 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from planner.dtypes import DType
 from planner.errors import UnknownStackError, UnsupportedRecipeError
@@ -122,8 +122,7 @@ def parse_stack(text: str) -> Stack:
     return Stack(versions, "as given")
 
 
-@dataclass(frozen=True)
-class Behaviours:
+class Behaviours(NamedTuple):
     """
     What the libraries of one stack do on the path of one entry point, as far as memory can see it.
 

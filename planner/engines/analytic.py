@@ -36,7 +36,7 @@ DEFAULT_CAPABILITY = (8, 0)
 """Compute capability that is assumed where no card is named: kernels and workspaces of Ampere."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Analysis:
     """
     What the engine found.
@@ -138,7 +138,7 @@ class _Recent(Generic[_K, _V]):
         return self.answers[key]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Foundation:
     """What depends neither on the batch nor on the card, and the steps that were planned on it."""
 

@@ -15,7 +15,7 @@ from planner.recipe import Recipe
 from planner.spec import ModelSpec, ModuleKind
 
 
-@dataclass
+@dataclass(eq=False)
 class Resting:
     """
     What stays, as rows that begin while the model is prepared and end with the ledger (end 0 stands for that).

@@ -66,7 +66,7 @@ class Shape(NamedTuple):
         return self.kv_heads == 1 < self.heads
 
 
-@dataclass
+@dataclass(eq=False)
 class Positions:
     """What a model computes once for all its layers of one kind: rotary cosines and sines, the mask, the position ids, ALiBi."""
 

@@ -7,7 +7,7 @@ Local names are kept and dropped where the original keeps and drops them: that i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
 from planner.operations.attention import Positions, Shape, attend
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from planner.operations.short_convolution import Convolution
 
 
-@dataclass
+@dataclass(eq=False)
 class Weights:
     """The modules of one layer, by their paths below it."""
 
@@ -34,8 +34,7 @@ class Weights:
     convolutions: dict[str, Convolution] = field(default_factory=dict)
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """
     What the step is fed.
 

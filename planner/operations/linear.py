@@ -15,7 +15,7 @@ from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class Lora:
     """One adapter on one linear: A [r, k], B [m, r], and DoRA's magnitude [m]."""
 
@@ -26,7 +26,7 @@ class Lora:
     magnitude: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Linear:
     """
     A linear layer as the recipe leaves it.
@@ -55,7 +55,7 @@ class Linear:
     lora: Lora | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Parameter:
     """
     A bare parameter as the recipe leaves it: experts [E, m, k], or a router's weight [m, k].

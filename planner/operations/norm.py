@@ -15,7 +15,7 @@ from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class Norm:
     """
     A normalisation as the recipe leaves it.

@@ -124,5 +124,5 @@ def test_behaviours_are_shown_with_their_sources():
 
     documented = explain.documented(stack.Behaviours.__doc__)
 
-    assert set(documented) == set(stack.Behaviours.__dataclass_fields__)
+    assert set(documented) == set(stack.Behaviours._fields)
     assert all(documented.values())
