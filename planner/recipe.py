@@ -47,6 +47,13 @@ RANGES: dict[str, tuple[int, int]] = {
 _SWITCHES = ("rslora", "dora", "double_quant", "kbit_prepare", "padding", "packing", "gradient_checkpointing", "use_reentrant")
 
 
+def module_names(text: str) -> str | tuple[str, ...]:
+    """`all-linear` and a regular expression as they are; names separated by commas as names."""
+    if text.strip() == "all-linear" or set(text) & set("\\*+?()[]{}|^$"):
+        return text.strip()
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """
@@ -173,7 +180,9 @@ class Recipe:
             if isinstance(value, list):
                 object.__setattr__(self, name, value := tuple(value))
             if isinstance(value, str) and name == "targets":
-                if not value.strip():
+                if "," in value:  # no comma: PEFT takes one text as a regular expression
+                    object.__setattr__(self, name, module_names(value))
+                elif not value.strip():
                     raise InvalidRecipeError(
                         "targets is empty; it must name modules", hint="pass all-linear, or names such as q_proj,v_proj"
                     )

@@ -59,6 +59,12 @@ LATEST = Stack(
 )
 
 
+def _listed(missing: list[str]) -> str:
+    if len(missing) == len(PACKAGES):
+        return "none of it is"
+    return f"{missing[0]} is" if len(missing) == 1 else f"{missing[0]} and {len(missing) - 1} more are"
+
+
 def detect() -> Stack:
     """
     The installed versions, from metadata alone; the newest profile where the environment is not complete.
@@ -70,7 +76,7 @@ def detect() -> Stack:
     versions = _installed()
     missing = [package for package in PACKAGES if package not in versions]
     if missing:
-        return Stack(dict(LATEST.versions), f"newest profile ({', '.join(missing)} not installed here)")
+        return Stack(dict(LATEST.versions), f"newest profile; {_listed(missing)} not installed here")
     return Stack({package: versions[package] for package in PACKAGES}, "this environment")
 
 

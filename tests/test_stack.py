@@ -76,7 +76,7 @@ def test_detect_reads_metadata_or_says_what_is_missing(monkeypatch: pytest.Monke
 
     (tmp_path / "trl-3.1.4+local.dist-info").rmdir()
     assert detect().versions == LATEST.versions
-    assert "trl not installed" in detect().source
+    assert "trl is not installed" in detect().source
 
 
 def test_detect_agrees_with_the_metadata_library() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from planner.cli import completion
-from planner.recipe import CHOICES, RANGES
+from planner.recipe import CHOICES, RANGES, module_names
 
 METHOD, PRECISION, STEP, STACK, OUTPUT = "What is trained", "Precision", "The step", "Where it runs", "Output"
 
@@ -54,13 +54,6 @@ def number(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
-
-
-def module_names(text: str) -> str | tuple[str, ...]:
-    """`all-linear` and a regular expression as they are; names separated by commas as names."""
-    if text.strip() == "all-linear" or set(text) & set("\\*+?()[]{}|^$"):
-        return text.strip()
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def names(text: str) -> tuple[str, ...]:
