@@ -351,13 +351,30 @@ def _is_last_reference(held: Tensor) -> bool:
     """
     Whether nothing but the engine's buffer reads a gradient any more.
 
-    Counted are, of the tensor: the buffer, the caller's variable, this argument and getrefcount's own; of the storage: the
-    tensor's attribute and getrefcount's own.
-
     Source:
         torch@2.13.0, torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace: both use counts are one.
     """
-    return sys.getrefcount(held) <= 4 and sys.getrefcount(held.storage) <= 2
+    tensor, storage = _references(held)
+    return tensor <= _ALONE[0] and storage <= _ALONE[1]
+
+
+def _references(held: Tensor) -> tuple[int, int]:
+    """Python's counts of a gradient and of its memory; how many of them are its readers' depends on the interpreter."""
+    return sys.getrefcount(held), sys.getrefcount(held.storage)
+
+
+def _references_of_one() -> tuple[int, int]:
+    """The counts where only a buffer holds a gradient, taken as `_deliver` takes them."""
+    buffer = [Tape().new(1, DType.FP32, "gradient")]
+    held = buffer[0]
+    return _through(held)
+
+
+def _through(held: Tensor) -> tuple[int, int]:
+    return _references(held)
+
+
+_ALONE = _references_of_one()
 
 
 class _Boundary:
