@@ -127,6 +127,8 @@ def _parse_object(data: bytes, shown: str) -> dict[str, Any]:
     """The JSON object that the bytes spell, its values checked."""
     if len(data) > MAX_CONFIG_BYTES:
         raise InvalidConfigError(f"`{shown}` is larger than {MAX_CONFIG_BYTES // MIB} MiB, so it is no config.json", hint=_HINT)
+    if data.count(b",") > MAX_VALUES:  # so many are not even made
+        raise InvalidConfigError(f"`{shown}` holds more than {MAX_VALUES} values", hint=_HINT)
     try:
         config = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -240,10 +240,16 @@ class Tape:
 
     # Backward
 
-    def backward(self, root: Tensor, grad: Tensor) -> None:
-        """Run the graph from the last node to the first, as the engine does: by descending sequence number."""
+    def backward(self, root: Tensor, grad: Tensor | None = None) -> None:
+        """
+        Run the graph from the last node to the first, as the engine does: by descending sequence number.
+
+        Args:
+            root: Where it begins.
+            grad: The root's gradient; None for a loss, whose gradient of one is made here and dies with its first use.
+        """
         assert root.node is not None
-        root.node.grads[root.slot] = grad
+        root.node.grads[root.slot] = grad or self.new(root.numel, root.dtype, "gradient of the loss", Category.TEMPORARY)
         del grad, root
         enabled, self.grad_enabled = self.grad_enabled, False
         category, self.category = self.category, Category.TEMPORARY

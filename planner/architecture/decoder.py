@@ -245,6 +245,7 @@ class Decoder(NamedTuple):
         rotary_tables: How many sets of them there are (Gemma-3: local and global).
         always_masked: The mask is made even where sdpa could do without (Falcon).
         text_prefix: Of a composite model: only what lies under this path, and the head, works on a batch of text; empty for all.
+        boolean_mask: The eager mask is turned back into booleans (MPT).
         supports_sdpa: Whether the family has it (Gemma-2 has not: eager takes its place).
         flash_refusal: Why `flash_attention_2` cannot be planned; empty where it can.
     """
@@ -271,6 +272,7 @@ class Decoder(NamedTuple):
     rotary_in_fp32: bool = False
     rotary_tables: int = 1
     always_masked: bool = False
+    boolean_mask: bool = False
     supports_sdpa: bool = True
     flash_refusal: str = ""
     text_prefix: str = ""

@@ -7,6 +7,7 @@ from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpe
 from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
+from planner.errors import UnsupportedModelError
 
 
 def falcon(config: Fields, out: Table) -> None:
@@ -53,14 +54,22 @@ def _norm_names(config: Fields) -> tuple[str, ...]:
 
 
 def decoder(config: Fields) -> Decoder:
-    """FalconForCausalLM's structure."""
+    """
+    FalconForCausalLM's structure.
+
+    Raises:
+        UnsupportedModelError: The model is of Falcon-RW's kind: ALiBi, blocks one after the other, or biases added apart.
+    """
+    for name, known in (("alibi", False), ("bias", False), ("parallel_attn", True)):
+        if config.flag(name, default=known) is not known:
+            raise UnsupportedModelError(
+                f"{name} is {str(not known).lower()} in config.json, as in Falcon-RW; the closed form does not know the step of such a Falcon",
+                hint="Falcon 7B, 40B and 180B are known",
+            )
     hidden, heads = config.integer("n_embed", "hidden_size"), config.integer("num_attention_heads")
     head_dim, is_new = whole_heads(config, hidden, heads), config.flag("new_decoder_architecture", default=False)
-    alibi = config.flag("alibi", default=False)
     multi_query = not is_new and config.flag("multi_query", default=True)
     kv_heads = config.integer("num_kv_heads", default=heads) if is_new else 1 if multi_query else heads
-    parallel = config.flag("parallel_attn", default=True)
-    names = _norm_names(config) if parallel else ("input_layernorm", "post_attention_layernorm")
     layer = Layer(
         attention=Attention(
             heads,
@@ -69,9 +78,8 @@ def decoder(config: Fields) -> Decoder:
             fused="self_attention.query_key_value",
             fused_layout="picked" if is_new else "multi_query" if multi_query else "slices",
             out="self_attention.dense",
-            rotary_dim=0 if alibi else head_dim,
+            rotary_dim=head_dim,
             dropout=config.number("attention_dropout", default=0.0),
-            alibi=alibi,
             style="falcon",
         ),
         mlp=Mlp(
@@ -81,8 +89,8 @@ def decoder(config: Fields) -> Decoder:
             up="mlp.dense_h_to_4h",
             down="mlp.dense_4h_to_h",
         ),
-        layout="falcon" if parallel else "falcon_sequential",
-        norms=tuple(NormSpec(name, "layer", hidden) for name in names),
+        layout="falcon",
+        norms=tuple(NormSpec(name, "layer", hidden) for name in _norm_names(config)),
         dropout=config.number("hidden_dropout", default=0.0),
         returns_weights=True,
     )

@@ -61,6 +61,7 @@ def decoder(config: Fields) -> Decoder:
         layer_prefix="transformer.blocks.*.",
         embedding="transformer.wte",
         norm=NormSpec("transformer.norm_f", "layer", hidden),
+        boolean_mask=True,
         supports_sdpa=False,
     )
 

@@ -64,7 +64,7 @@ class _Step:
             loss, output = self.forward()
         with t.phase(Phase.BACKWARD):
             t.category = Category.TEMPORARY
-            t.backward(loss, t.new(1, DType.FP32, "gradient of the loss"))
+            t.backward(loss)
             del loss
             t.free_graph()
         with t.phase(Phase.OPTIMIZER_STEP):
@@ -192,7 +192,7 @@ class _Step:
 
     def alibi(self, attention: Attention, x: Tensor) -> Tensor | None:
         """
-        Biases [H, 1, S] for every sequence (BLOOM, Falcon), or [H, 1, longest] in fp32 for all of them (MPT).
+        Biases [H, 1, S] for every sequence (BLOOM), or [H, 1, longest] in fp32 for all of them (MPT).
 
         Source:
             transformers@5.23.0, models/bloom/modeling_bloom.py BloomModel.forward; models/mpt/modeling_mpt.py build_mpt_alibi_tensor.
@@ -218,7 +218,7 @@ class _Step:
             boolean = t.new(numel, DType.BOOL, "causal mask", Category.INPUT)
             mask = t.new(numel, dtype, "causal mask", Category.INPUT)
             del boolean
-            return mask
+            return t.new(numel, DType.BOOL, "causal mask", Category.INPUT) if self.decoder.boolean_mask else mask
         if implementation == "sdpa" and (
             recipe.padding or self.decoder.always_masked or (window is not None and recipe.seq_len >= window)
         ):

@@ -162,7 +162,7 @@ def _mpt_attention(run: Runner, x: Tensor, spec: Attention) -> Tensor:
     query, key, value = split(t, fused, [fused.numel // 3] * 3)
     scores = scale(t, batched(t, query, key, shape, shape.scores, strided=(True, True)), "scaled scores")
     scores = add_constant(t, scores, DType.FP32, "scores with positions")
-    scores = where(t, scores, "masked scores")
+    scores = where(t, scores, run.positions.mask, "masked scores")
     weights = t.cast(softmax_kernel(t, scores, DType.FP32), value.dtype, "attention weights")
     weights = dropout(t, weights, spec.dropout)
     run.held.append(weights)

@@ -59,9 +59,14 @@ def subtract(t: Tape, a: Tensor, b: Tensor, name: str = "difference") -> Tensor:
     return out
 
 
-def where(t: Tape, a: Tensor, name: str) -> Tensor:
-    """torch.where(mask, a, constant) or masked_fill: saves the mask, which rests elsewhere; its gradient is filled in turn."""
-    return scale(t, a, name)
+def where(t: Tape, a: Tensor, mask: Tensor | None, name: str) -> Tensor:
+    """torch.where(mask, a, constant) or masked_fill: saves the mask (None: a buffer that rests); its gradient is filled in turn."""
+    tracked = t.tracks(a)
+    saved = t.save(mask) if tracked else None
+    out = t.new(a.numel, a.dtype, name)
+    if tracked:
+        t.record(out, (a,), saved, _fresh)
+    return out
 
 
 def mul(t: Tape, a: Tensor, b: Tensor, name: str = "product") -> Tensor:

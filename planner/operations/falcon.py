@@ -36,8 +36,7 @@ def falcon_attention(run: Runner, x: Tensor, spec: Attention) -> Tensor:
     kv_heads = 1 if spec.fused_layout == "multi_query" else spec.heads
     shape = Shape(batch.size, batch.length, spec.heads, kv_heads, spec.head_dim, spec.head_dim)
     if batch.kernel == "eager":
-        eager = _eager if positions.alibi is None else _eager_alibi
-        return eager(run, q, k, v, shape, x.dtype)
+        return _eager(run, q, k, v, shape, x.dtype)
     if kv_heads == 1 and batch.kernel != "flash_attention_2":
         assert positions.mask is not None
         out = copy(t, math_attention(t, q, k, v, shape, positions.mask), "attention output by tokens")
@@ -76,21 +75,6 @@ def _eager(run: Runner, q: Tensor, k: Tensor, v: Tensor, shape: Shape, dtype: DT
     return _merged(run, batched(t, scores, expand(t, t.lower(v), shape.groups), shape, _values(shape), strided=(False, True)))
 
 
-def _eager_alibi(run: Runner, q: Tensor, k: Tensor, v: Tensor, shape: Shape, dtype: DType) -> Tensor:
-    """Scores as a tensor, copied to fp32 for their positional bias; every stage keeps its name to the end."""
-    t, mask = run.t, run.positions.mask
-    assert mask is not None
-    product = batched(t, q, expand(t, t.lower(k), shape.groups), shape, shape.scores, strided=(True, True))
-    scores = t.cast(product, DType.FP32, "scores in fp32") if product.dtype.is_half else product
-    logits = scale_in_place(t, add_constant(t, scores, name="scores with positions"))
-    probs = _softmax(run, add_constant(t, logits, promote(logits.dtype, mask.dtype), "masked scores"), dtype)
-    probs = dropout(t, probs, run.layer.attention.dropout)
-    run.held.append(probs)
-    out = _merged(run, batched(t, probs, expand(t, t.lower(v), shape.groups), shape, _values(shape), strided=(False, True)))
-    del product, scores, logits
-    return out
-
-
 def _softmax(run: Runner, x: Tensor, dtype: DType) -> Tensor:
     return softmax_kernel(run.t, run.t.cast(x, dtype, "scores in the type of the layer"), dtype)
 
@@ -118,20 +102,3 @@ def falcon(run: Runner, x: Tensor) -> Tensor:
     mlp = run.feed_forward(mlp_normed)
     mlp = add_in_place(t, mlp, attention)
     return add(t, x, dropout(t, mlp, layer.dropout), "residual stream")
-
-
-def falcon_sequential(run: Runner, x: Tensor) -> Tensor:
-    """
-    x + attention(norm(x)), then that + mlp(norm'(that)): the layers of Falcon-RW; the first dropout is attention's.
-
-    Source:
-        transformers@5.23.0, models/falcon/modeling_falcon.py, FalconDecoderLayer.forward.
-    """
-    t, layer = run.t, run.layer
-    first, second = layer.norms
-    attention_normed = run.norm(first, x)
-    attention = run.self_attention(attention_normed, layer.attention)
-    residual = add(t, x, dropout(t, attention, layer.attention.dropout), "residual stream")
-    mlp_normed = run.norm(second, residual)
-    mlp = run.feed_forward(mlp_normed)
-    return add(t, residual, dropout(t, mlp, layer.dropout), "residual stream")

@@ -29,7 +29,6 @@ _LAYOUTS = {
     "bloom": "alibi:bloom",
     "bloom_from_norms": "alibi:bloom",
     "falcon": "falcon:falcon",
-    "falcon_sequential": "falcon:falcon_sequential",
     "gpt2": "gpt:gpt2",
     "gptj": "gptj:gptj",
     "mpt": "alibi:mpt",

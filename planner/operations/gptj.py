@@ -89,7 +89,7 @@ def _scores(run: Runner, query: Tensor, key: Tensor, value: Tensor, shape: Shape
     if spec.style == "gptj":
         weights = scale(t, weights, "scaled scores")
     else:
-        weights = where(t, weights, "causal scores")
+        weights = where(t, weights, None, "causal scores")
     weights = add_constant(t, weights, promote(weights.dtype, mask.dtype), "masked scores")
     weights = plain_softmax(t, weights)
     weights = t.cast(weights, value.dtype, "attention weights")
