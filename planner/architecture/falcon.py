@@ -63,7 +63,7 @@ def decoder(config: Fields) -> Decoder:
     for name, known in (("alibi", False), ("bias", False), ("parallel_attn", True)):
         if config.flag(name, default=known) is not known:
             raise UnsupportedModelError(
-                f"{name} is {str(not known).lower()} in config.json, as in Falcon-RW; the closed form does not know the step of such a Falcon",
+                f"{name} is {str(not known).lower()} in config.json, as in Falcon-RW, whose step the closed form does not know",
                 hint="Falcon 7B, 40B and 180B are known",
             )
     hidden, heads = config.integer("n_embed", "hidden_size"), config.integer("num_attention_heads")
