@@ -327,6 +327,65 @@ SAMPLED = (
     _sampled("starcoder2-3b", "starcoder2", _decoder(3072, 12288, (24, 2), 49152, 16384, **_STARCODER_2)),
 )
 
+_EAGER = ("eager",)
+_GPT_LIKE = (
+    Model(
+        "falcon-40b",
+        "falcon",
+        {
+            "hidden_size": 8192, "num_attention_heads": 128, "num_kv_heads": 8, "vocab_size": 65024, "new_decoder_architecture": True,
+            "parallel_attn": True, "bias": False, "alibi": False, "tie_word_embeddings": False,
+        },
+        ("query_key_value", "dense"),
+        is_sampled=True,
+    ),
+    Model(
+        "gpt-j-6b",
+        "gptj",
+        {
+            "n_embd": 4096, "n_head": 16, "n_positions": 2048, "rotary_dim": 64, "vocab_size": 50400, "activation_function": "gelu_new",
+            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "tie_word_embeddings": False,
+        },
+        ("q_proj", "k_proj", "v_proj", "out_proj"),
+        layers_field="n_layer",
+        attentions=_EAGER,
+        is_sampled=True,
+    ),
+    Model(
+        "starcoder",
+        "gpt_bigcode",
+        {
+            "n_embd": 6144, "n_head": 48, "n_inner": 24576, "n_positions": 8192, "vocab_size": 49152, "multi_query": True,
+            "activation_function": "gelu_pytorch_tanh", "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1,
+            "attention_softmax_in_fp32": True, "scale_attention_softmax_in_fp32": True, "tie_word_embeddings": True,
+        },
+        ("c_attn", "c_proj"),
+        layers_field="n_layer",
+        is_sampled=True,
+    ),
+    Model(
+        "bloom-7b1",
+        "bloom",
+        {"hidden_size": 4096, "n_head": 32, "vocab_size": 250880, "attention_dropout": 0.0, "hidden_dropout": 0.0},
+        ("query_key_value", "dense"),
+        layers_field="n_layer",
+        attentions=_EAGER,
+        is_sampled=True,
+    ),
+    Model(
+        "mpt-7b",
+        "mpt",
+        {
+            "d_model": 4096, "n_heads": 32, "vocab_size": 50432, "max_seq_len": 2048, "expansion_ratio": 4, "no_bias": True,
+            "attn_config": {"alibi": True, "attn_pdrop": 0}, "tie_word_embeddings": True,
+        },
+        ("Wqkv", "out_proj"),
+        layers_field="n_layers",
+        attentions=_EAGER,
+        is_sampled=True,
+    ),
+)  # fmt: skip
+
 MODELS = (
     Model("llama-2-7b", "llama", _decoder(4096, 11008, (32, 32), 32000, 4096, **_SILU), _QKVO),
     Model("llama-3-8b", "llama", _decoder(4096, 14336, (32, 8), 128256, 8192, rope_theta=500000.0, **_SILU), _QKVO),
@@ -353,6 +412,7 @@ MODELS = (
     Model("opt-6.7b", "opt", _OPT, ("q_proj", "k_proj", "v_proj", "out_proj")),
     Model("falcon-7b", "falcon", _FALCON, ("query_key_value", "dense")),
     *SAMPLED,
+    *_GPT_LIKE,
     *_ROUTED,
 )
 
@@ -454,21 +514,21 @@ METHODS = ("qlora", "lora", "full", "qlora-unprepared")
 def runs(model: Model) -> list[Run]:
     """The runs of a model: the whole grid, then one option at a time around it, then a Tesla T4; no run twice."""
     if model.is_sampled:
-        return list(_sample())
+        return list(dict.fromkeys(_sample("sdpa" if "sdpa" in model.attentions else "eager")))
     if model.few:
         return list(dict.fromkeys(_few(model)))
     every = (*_grid(model.attentions), *_options(model.attentions[0]), *_turing(model.attentions))
     return list(dict.fromkeys(every))
 
 
-def _sample() -> Iterator[Run]:
-    yield Run()
-    yield Run("qlora", "none", "sdpa", 2, 1024)
-    yield Run("qlora", batch=2, padding=True)
-    yield Run("qlora-unprepared", "none")
+def _sample(attn: str) -> Iterator[Run]:
+    yield Run(attn=attn)
+    yield Run("qlora", "none", attn, 2, 1024)
+    yield Run("qlora", attn=attn, batch=2, padding=True)
+    yield Run("qlora-unprepared", "none", attn)
     yield Run("lora", "none", "eager", dropout=0.05)
-    yield Run("lora", "non-reentrant", "sdpa", 2, 1024)
-    yield Run("full", "none")
+    yield Run("lora", "non-reentrant", attn, 2, 1024)
+    yield Run("full", "none", attn)
     yield Run("full", "non-reentrant", "eager", 2, 1024)
 
 
