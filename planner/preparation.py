@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 
 from planner.dtypes import DType
 from planner.errors import UnsupportedModelError, UnsupportedRecipeError
+from planner.formulas.adapters import lora_embedding, lora_experts, lora_linear
+from planner.formulas.blocks import TensorShape
 from planner.recipe import Recipe
 from planner.spec import ModelSpec, Module, ModuleKind
 from planner.stack import Behaviours
@@ -298,14 +300,15 @@ class _Builder:
                 "its fused head uses the weight directly, so the adapter would never be trained",
                 hint="leave it out of --targets, or pass --entry-point trainer",
             )
-        magnitude = 0
-        if self.recipe.dora:
-            magnitude = module.shape[-1] if module.kind is ModuleKind.EMBEDDING else module.out_features
-        dora = (self.recipe.dora, magnitude, self.known.magnitude_dtype)
+        dora = self.recipe.dora
         if module.kind is ModuleKind.EMBEDDING:
             rows, width = module.shape
-            return Adapter("embedding", rank, (rank, rows), (width, rank), dtype, *dora)
-        return Adapter("linear", rank, (rank, module.in_features), (module.out_features, rank), dtype, *dora)
+            a, b, *magnitude = lora_embedding(rows, width, rank, dora=dora)
+        else:
+            a, b, *magnitude = lora_linear(module.in_features, module.out_features, rank, dora=dora)
+        kind: Literal["linear", "embedding"] = "embedding" if module.kind is ModuleKind.EMBEDDING else "linear"
+        numel = sum(vector.numel for vector in magnitude)
+        return Adapter(kind, rank, _pair(a), _pair(b), dtype, dora, numel, self.known.magnitude_dtype)
 
     def _refuse_wrapped(self, module: Module, adapted: bool, quantized: bool) -> None:
         """
@@ -363,4 +366,10 @@ def _parameter_adapter(module: Module, rank: int, dtype: DType) -> Adapter:
     """
     experts = module.shape[0] if len(module.shape) == 3 else 1
     outputs, inputs = module.shape[-2:]
-    return Adapter("experts", rank, (rank * experts, inputs), (outputs, rank * experts), dtype)
+    a, b = lora_experts(experts, inputs, outputs, rank)
+    return Adapter("experts", rank, _pair(a), _pair(b), dtype)
+
+
+def _pair(matrix: TensorShape) -> tuple[int, int]:
+    rows, columns = matrix.shape
+    return rows, columns

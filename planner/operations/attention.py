@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from planner.architecture.decoder import Attention
 from planner.dtypes import DType
+from planner.formulas.workspace import Attention as AttentionSize
+from planner.formulas.workspace import flash_backward
 from planner.operations.elementwise import (
     add_constant,
     copy,
@@ -131,17 +133,15 @@ def _flash(t: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> Tensor:
     FlashAttention-2 in PyTorch: keeps q, k, v, the output and a log-sum-exp a query; its backward needs fp32 room for dq.
 
     Source:
-        torch@2.13.0, aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_fwd and mha_bwd.
+        torch@2.13.0, aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_fwd; mha_bwd: formulas.workspace.
     """
     q, k, v = t.lower(q), t.lower(k), t.lower(v)
     out = t.new(shape.tokens * shape.heads * shape.value_dim, q.dtype, "attention output")
     lse = t.new(shape.tokens * shape.heads, DType.FP32, "log-sum-exp")
     seed, offset = t.new(2, DType.INT64, "random state"), t.new(1, DType.INT64, "random state")
     if t.tracks(q, k, v):
-        rows = shape.batch * round_up(shape.length, 128) * shape.heads
-        width = round_up(shape.head_dim, 32) if shape.head_dim <= 128 else round_up(shape.head_dim, 64)
-        expanded = 2 * shape.tokens * shape.heads * shape.head_dim if shape.groups > 1 else 0
-        room = (4 * rows, 4 * rows * width, *((expanded, expanded) if shape.groups > 1 else ()))
+        scratch = flash_backward(AttentionSize(shape.batch, shape.length, shape.heads, shape.kv_heads, shape.head_dim, q.dtype))
+        room = tuple(tensor.nbytes for tensor in scratch)
         if shape.heads_first:  # attention_backward.cu, _flash_attention_backward: `out.contiguous()`
             room = (*room, out.numel * out.dtype.num_bytes)
         t.record(out, (q, k, v), t.save(q, k, v, out, lse, seed, offset), _KernelBackward(q, k, v, room))
