@@ -7,30 +7,20 @@ from typing import Any
 import pytest
 
 import model_specs
-from planner.architecture import Fields, build_spec, family_of
+from planner.architecture import build_spec
 from planner.architecture.decoder import Decoder, Mlp
 from planner.dtypes import DType
 from planner.engines.analytic import analyse
 from planner.recipe import make_recipe
 from planner.stack import LATEST, resolve
+from tests.architecture.declared import checkpoints_of, declared
 
 FAMILIES = {
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gemma3", "phi", "phi3", "olmo", "olmo2", "olmo3", "granite",
     "smollm3", "cohere", "cohere2", "glm", "glm4", "stablelm", "starcoder2", "mistral3", "ministral3", "qwen2_vl", "qwen2_5_vl",
     "qwen3_vl",
 }  # fmt: skip
-CHECKPOINTS = [
-    pytest.param(facts["config"], facts["id"], id=facts["id"])
-    for facts in model_specs.checkpoints()
-    if facts["config"]["model_type"] in FAMILIES
-]
-
-
-def declared(config: dict[str, Any]) -> Decoder:
-    """The structure of a checkpoint."""
-    decoder = family_of(config["model_type"]).decoder
-    assert decoder is not None
-    return decoder(Fields(config))
+CHECKPOINTS = checkpoints_of(FAMILIES)
 
 
 def paths(decoder: Decoder) -> set[str]:

@@ -7,27 +7,17 @@ from typing import Any
 import pytest
 
 import model_specs
-from planner.architecture import Fields, build_spec, family_of
+from planner.architecture import build_spec
 from planner.architecture.decoder import Decoder, Mlp
 from planner.engines.analytic import analyse
 from planner.errors import UnsupportedModelError
 from planner.ledger import Phase
 from planner.recipe import make_recipe
 from planner.stack import LATEST, resolve
+from tests.architecture.declared import checkpoints_of, declared
 
 FAMILIES = {"gpt_neox", "gpt2", "gpt_bigcode", "opt", "falcon", "gptj", "gpt_neo", "bloom", "mpt", "lfm2"}
-CHECKPOINTS = [
-    pytest.param(facts["config"], facts["id"], id=facts["id"])
-    for facts in model_specs.checkpoints()
-    if facts["config"]["model_type"] in FAMILIES
-]
-
-
-def declared(config: dict[str, Any]) -> Decoder:
-    """The structure of a checkpoint."""
-    decoder = family_of(config["model_type"]).decoder
-    assert decoder is not None
-    return decoder(Fields(config))
+CHECKPOINTS = checkpoints_of(FAMILIES)
 
 
 def paths(decoder: Decoder) -> set[str]:

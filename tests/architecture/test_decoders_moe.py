@@ -7,34 +7,24 @@ from typing import Any
 import pytest
 
 import model_specs
-from planner.architecture import Fields, build_spec, family_of
-from planner.architecture.decoder import Decoder, Layer, Mlp, Moe
+from planner.architecture import build_spec
+from planner.architecture.decoder import Layer, Mlp, Moe
 from planner.dtypes import DType
 from planner.engines.analytic import Analysis, analyse
 from planner.errors import UnsupportedRecipeError
 from planner.recipe import make_recipe
 from planner.stack import LATEST, resolve
+from tests.architecture.declared import checkpoints_of, declared
 
 FAMILIES = {
     "mixtral", "granitemoe", "minimax_m2", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "olmoe", "phimoe", "gpt_oss", "glm4_moe",
     "deepseek_v2", "deepseek_v3", "kimi_k2", "qwen3_next", "qwen3_5", "qwen3_5_moe", "llama4",
 }  # fmt: skip
-CHECKPOINTS = [
-    pytest.param(facts["config"], facts["id"], id=facts["id"])
-    for facts in model_specs.checkpoints()
-    if facts["config"]["model_type"] in FAMILIES
-]
+CHECKPOINTS = checkpoints_of(FAMILIES)
 ADAPTED_BY_PEFT = FAMILIES - {
     "gpt_oss", "granitemoe", "qwen2_moe", "qwen3_vl_moe", "kimi_k2", "phimoe", "qwen3_5", "qwen3_5_moe", "llama4",
 }  # fmt: skip
 """Families whose experts `all-linear` turns into bare parameters: peft@0.21.2, utils/transformers_weight_conversion.py."""
-
-
-def declared(config: dict[str, Any]) -> Decoder:
-    """The structure of a checkpoint."""
-    decoder = family_of(config["model_type"]).decoder
-    assert decoder is not None
-    return decoder(Fields(config))
 
 
 def paths(layer: Layer) -> set[str]:
