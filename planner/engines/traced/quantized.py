@@ -1,0 +1,171 @@
+"""
+bitsandbytes' layers on ghosts: the installed Python of its CUDA backend runs, its compiled kernels do not.
+
+What a 4-bit or 8-bit product allocates, whether it dequantises the weight at a number of tokens on an architecture, is decided by the
+code that is installed, not by a table here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import bitsandbytes
+import torch
+from bitsandbytes import _ops, cextension
+
+from planner.engines.traced.ghosts import Ghost
+from planner.engines.traced.recorder import Recorder, Rule
+
+
+class _NoKernels:
+    """The compiled library: every function is there, and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return _NoKernel()
+
+
+class _NoKernel:
+    argtypes: Any = None
+    restype: Any = None
+
+    def __call__(self, *_: Any) -> int:
+        return 0
+
+
+def _no_address(_: Any) -> ctypes.c_void_p:
+    return ctypes.c_void_p(0)
+
+
+@cache
+def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
+    """The Python kernels of one of bitsandbytes' backends, by operation, from a copy of its module that is registered nowhere."""
+    kernels: dict[str, Callable[..., Any]] = {}
+
+    def collect(op: str, _: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def keep(function: Callable[..., Any]) -> Callable[..., Any]:
+            kernels[op] = function
+            return function
+
+        return keep
+
+    path = Path(bitsandbytes.__file__).parent / "backends" / name / "ops.py"
+    spec = importlib.util.spec_from_file_location(f"bitsandbytes.backends.{name}._traced", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(_ops, "register_kernel", collect))
+        stack.enter_context(mock.patch.object(cextension, "lib", _NoKernels()))
+        stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", _NoKernel(), create=True))
+        spec.loader.exec_module(module)
+    for attribute, value in {
+        "lib": _NoKernels(),
+        "get_ptr": _no_address,
+        "_get_raw_stream": _NoKernel(),
+        "_cuda_device_of": lambda _: nullcontext(),
+        "CUBLAS_Context": mock.Mock(),
+    }.items():
+        if hasattr(module, attribute):
+            setattr(module, attribute, value)
+    return kernels, module
+
+
+def rules() -> dict[Any, Rule]:
+    """bitsandbytes' operations as its CUDA backend runs them; each card anew, since that backend remembers the first one it saw."""
+    general, _ = _backend("default")
+    cuda, module = _backend("cuda")
+    for function in vars(module).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+    found: dict[Any, Rule] = {}
+    for name, kernel in {**general, **cuda}.items():
+        namespace, _, op = name.partition("::")
+        packet, _, overload = op.partition(".")
+        found[getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")] = _Run(kernel)
+    return found
+
+
+class _Run:
+    """Runs a Python kernel with everything it allocates recorded."""
+
+    def __init__(self, kernel: Callable[..., Any]) -> None:
+        self.kernel = kernel
+
+    def __call__(self, recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not any(isinstance(a, Ghost) for a in (*args, *kwargs.values())):
+            return func(*args, **kwargs)
+        with recorder:
+            return self.kernel(*args, **kwargs)
+
+
+@cache
+def _parameters() -> dict[str, type]:
+    """Ghosts that are bitsandbytes' parameters too."""
+    from bitsandbytes.nn import Int8Params, Params4bit
+
+    return {
+        "Params4bit": type("Params4bit", (Ghost, Params4bit), {}),
+        "Int8Params": type("Int8Params", (Ghost, Int8Params), {}),
+    }
+
+
+@contextmanager
+def parameters() -> Iterator[None]:
+    """Inside, bitsandbytes' parameters can be made of ghosts."""
+    import bitsandbytes as bnb
+    from bitsandbytes import functional
+
+    functional.name2qmap.setdefault("dynamic", functional.create_dynamic_map())  # needs numbers
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(functional, "lib", _NoKernels()))
+        stack.enter_context(mock.patch.object(functional, "get_ptr", _no_address))
+        for base, make in ((bnb.nn.Params4bit, _make_four_bit), (bnb.nn.Int8Params, _make_int8)):
+            stack.enter_context(mock.patch.object(base, "__new__", _Constructor(base, make)))
+        yield
+
+
+class _Constructor:
+    """`__new__` of a parameter's class, for ghosts and for others."""
+
+    def __init__(self, base: type, make: Callable[..., Any]) -> None:
+        self.original, self.make = base.__new__, make
+
+    def __call__(self, cls: type, data: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(data, Ghost):
+            return self.make(data, *args, **kwargs)
+        return self.original(cls, data, *args, **kwargs)
+
+
+def _wrap(name: str, data: Ghost, requires_grad: bool) -> Any:
+    made = Ghost.__new__(_parameters()[name], data.meta, data.value, on_host=data.on_host)
+    made.owner = data.owner
+    made.requires_grad_(requires_grad)
+    return made
+
+
+def _make_four_bit(
+    data: Ghost, requires_grad: bool = False, quant_state: Any = None, blocksize: int | None = None, compress_statistics: bool = True,
+    quant_type: str = "fp4", quant_storage: torch.dtype = torch.uint8, module: Any = None, bnb_quantized: bool = False, **_: Any,
+) -> Any:  # fmt: skip
+    """Source: bitsandbytes@0.50.2, nn/modules.py, Params4bit.__new__."""
+    self = _wrap("Params4bit", data, requires_grad)
+    self.blocksize, self.compress_statistics, self.quant_type = blocksize or 64, compress_statistics, quant_type
+    self.quant_state, self.quant_storage, self.bnb_quantized, self.module = quant_state, quant_storage, bnb_quantized, module
+    return self
+
+
+def _make_int8(
+    data: Ghost, requires_grad: bool = True, has_fp16_weights: bool = False, CB: Any = None, SCB: Any = None, **_: Any
+) -> Any:
+    """Source: bitsandbytes@0.50.2, nn/modules.py, Int8Params.__new__."""
+    self = _wrap("Int8Params", data, requires_grad)
+    self.CB, self.SCB, self.has_fp16_weights = CB, SCB, has_fp16_weights
+    return self

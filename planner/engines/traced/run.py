@@ -1,0 +1,144 @@
+"""A checkpoint under a recipe, from loading to saving, as a history."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from planner.device import Device
+from planner.engines.traced import autocast, building, ghosts, kernels, quantized
+from planner.engines.traced.blueprint import draw, quiet
+from planner.engines.traced.recorder import Recorder
+from planner.engines.traced.training import Training
+from planner.errors import QplanError, UnsupportedModelError
+from planner.formulas.four_bit_kernel import MULTIPROCESSORS
+from planner.history import History
+from planner.recipe import Recipe
+from planner.spec import ModelSpec
+from planner.stack import Stack, behaviours
+
+DEFAULT_CAPABILITY = (8, 0)
+ENDLESS = 1 << 50
+"""Bytes of a card that nothing fills: what a trace loads on, so that no library makes its plans by the card's size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """
+    What a trace saw.
+
+    Attributes:
+        history: Every birth and death; of layers that repeat, three instances.
+        num_quantized_parameters, num_trainable_parameters: Counts of elements, in the whole model.
+        paged_bytes: Optimizer state in CUDA managed memory, of the whole model.
+        num_layers: Layers that were run.
+        whole_layers: Layers of the model.
+    """
+
+    history: History
+    num_quantized_parameters: int
+    num_trainable_parameters: int
+    paged_bytes: int
+    num_layers: int
+    whole_layers: int
+
+
+@contextmanager
+def recording(capability: tuple[int, int]) -> Iterator[Recorder]:
+    """
+    A recorder under which everything runs as on a card of this compute capability.
+
+    Raises:
+        UnavailableError: torch cannot do it here.
+    """
+    kernels.capability = capability
+    with ExitStack() as stack:
+        stack.enter_context(ghosts.card(capability, ENDLESS, MULTIPROCESSORS.get(capability, 108)))
+        kernels.register()
+        recorder = Recorder({**kernels.rules(), **quantized.rules()})
+        workspaces = kernels.Workspaces()
+        recorder.after = {**dict.fromkeys(kernels.PRODUCTS, workspaces), **kernels.SCRATCH}
+        stack.enter_context(recorder)
+        stack.enter_context(recorder.in_modules())
+        stack.enter_context(autocast.cuda_autocast())
+        stack.enter_context(quantized.parameters())
+        stack.enter_context(torch.autograd.set_multithreading_enabled(mode=False))  # backward in this thread, under this recorder
+        was_enabled = gc.isenabled()
+        gc.disable()  # cycles are collected at any time; a step of the libraries makes none that hold tensors
+        if was_enabled:
+            stack.callback(gc.enable)
+        yield recorder
+
+
+@contextmanager
+def _refusals(spec: ModelSpec) -> Iterator[None]:
+    """
+    What the libraries raise in a step, they raise in a real one.
+
+    Raises:
+        UnsupportedModelError: In their words.
+    """
+    try:
+        yield
+    except QplanError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        words = str(error).strip().splitlines()
+        raise UnsupportedModelError(
+            f"a step of {spec.id} stops in {Path(frame.filename).name}:{frame.lineno} with {type(error).__name__}: "
+            f"{words[0] if words else error!r}",
+            hint="a real run of the installed libraries would stop there too: change --targets, --attn or --loss, or their versions",
+        ) from error
+
+
+def trace_run(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None = None, *, every_layer: bool = False) -> Trace:
+    """
+    The memory of a fine-tuning run, by the installed libraries' own code.
+
+    Args:
+        spec: The checkpoint.
+        recipe: A resolved recipe.
+        stack: The versions that are installed.
+        device: The card, for the kernels and workspaces that it would use.
+        every_layer: Whether to run all layers, whatever repeats.
+
+    Raises:
+        UnavailableError: torch cannot trace here.
+        UnsupportedModelError: The model cannot be built, or an operation of it cannot be followed.
+    """
+    capability = device.compute_capability if device else DEFAULT_CAPABILITY
+    blueprint = draw(spec, recipe, every_layer=every_layer)
+    known = behaviours(stack, recipe)
+    with ExitStack() as patches, recording(capability) as recorder:
+        if recipe.loss == "chunked":
+            patches.enter_context(building.without_launches())
+        patches.enter_context(quiet())
+        built = building.build(blueprint, recipe, known, recorder)
+        instances = blueprint.instances
+        if instances is not None:
+            layers = built.base.get_submodule(instances.path)
+            patches.enter_context(instances.watched(layers, recorder))
+        training = Training(built, recipe, known, recorder, instances)
+        with _refusals(spec):
+            training.step()
+            training.step()
+            training.evaluate()
+            training.save()
+        history = recorder.end()
+        if instances is not None:
+            history.repeat, history.layers = instances.repeated.count, instances.repeated.period
+        return Trace(
+            history=history,
+            num_quantized_parameters=training.num_quantized_parameters,
+            num_trainable_parameters=training.num_trainable_parameters,
+            paged_bytes=training.paged_bytes,
+            num_layers=blueprint.num_layers,
+            whole_layers=blueprint.whole_layers,
+        )
