@@ -27,7 +27,7 @@ def lines(comparison: Comparison, terminal: Terminal) -> list[str]:
         for row in rows:
             found += _row(row, terminal)
         found.append("")
-    note = "* provisional: with the allocator's reserve and the CUDA context. peak: what torch allocates; weights at that moment."
+    note = "* with what the simulated allocator reserves, and a usual CUDA context. peak: what torch allocates; weights at that moment."
     return found + [terminal.paint(line, "dim") for line in wrap(note, terminal.width)]
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from planner import advice
 from planner.render.terminal import Terminal, labelled, listing, printable, wrap
-from planner.report import CardVerdict, Report
+from planner.report import CardVerdict, Report, Verdict
 from planner.units import GIB, human
+from planner.verdict import usual_process_bytes
 
 _LABEL, _SIZE = 7, 10
 _SHOWN_TRAPS, _SHOWN_SUGGESTIONS = 4, 5
@@ -43,7 +44,7 @@ def lines(report: Report, terminal: Terminal, *, explain: bool = False) -> list[
 
 def _answer(report: Report, terminal: Terminal) -> list[str]:
     if report.verdict is None or report.device is None:
-        return _answers(report.verdicts, terminal)
+        return _answers(report.outlook, terminal)
     verdict = report.verdict
     word, hue = OUTCOMES[verdict.outcome]
     needs = (
@@ -51,11 +52,30 @@ def _answer(report: Report, terminal: Terminal) -> list[str]:
     )
     how = {
         "fits": f"{gib(verdict.headroom_bytes)} to spare",
-        "tight": f"{gib(verdict.headroom_bytes)} to spare is less than the error",
-        "does_not_fit": f"{gib(-verdict.headroom_bytes)} too much",
+        "tight": f"{gib(verdict.headroom_bytes)} to spare" + ("" if verdict.num_flushes else " is less than the error"),
+        "does_not_fit": f"{gib(-verdict.headroom_bytes)} too much" if verdict.headroom_bytes < 0 else "in pieces that are too small",
     }
     text = wrap(f"{word}{needs}{how[verdict.outcome]} (error {gib(verdict.error_bytes)})", terminal.width)
-    return [terminal.paint(word, "bold", hue) + text[0][len(word) :], *text[1:]]
+    rows = [terminal.paint(word, "bold", hue) + text[0][len(word) :], *text[1:]]
+    return rows + [row for sentence in _why(verdict) for row in wrap(sentence, terminal.width)]
+
+
+def _why(verdict: Verdict) -> list[str]:
+    """Where the run fails or has to give cached memory back, and whether expandable segments would help."""
+    found, failure = [], verdict.failure
+    if failure is not None:
+        where = f" of {printable(failure.scope)}" if failure.scope else ""
+        phase = failure.phase.replace("_", " ")
+        found.append(
+            f"fails in {phase}: {human(failure.requested_bytes)} for {printable(failure.operation)}{where}, with "
+            f"{human(failure.allocated_bytes)} allocated and {human(failure.reserved_bytes)} reserved"
+        )
+    elif verdict.num_flushes:
+        times = "once" if verdict.num_flushes == 1 else f"{verdict.num_flushes} times"
+        found.append(f"the card is full {times}, and cached memory is given back: it runs, but slower")
+    if verdict.runs_with_expandable_segments and failure is not None:
+        found.append("it would run with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
+    return found
 
 
 def _answers(cards: Iterable[CardVerdict], terminal: Terminal) -> list[str]:
@@ -115,12 +135,13 @@ def _entry_point(report: Report) -> str:
 
 def _peak(report: Report, terminal: Terminal) -> list[str]:
     peak = report.peak
-    sizes = (
-        f"{human(peak.process_bytes)}* process, {human(peak.reserved_bytes)}* reserved, {human(peak.allocated_bytes)} allocated"
-    )
-    numbers = wrap(f"{sizes}, in {peak.phase.replace('_', ' ')}", terminal.width - _LABEL)
-    parts = _parts(report, terminal.num_parts)
-    whole = max(peak.process_bytes, report.verdict.budget_bytes if report.verdict else 0)
+    process = _process_bytes(report)
+    sizes = [f"{human(process)}* process", f"{human(peak.allocated_bytes)} allocated"]
+    if report.device is not None:
+        sizes.insert(1, f"{human(peak.reserved_bytes)} reserved")
+    numbers = wrap(f"{', '.join(sizes)}, in {peak.phase.replace('_', ' ')}", terminal.width - _LABEL)
+    parts = _parts(report, process, terminal.num_parts)
+    whole = max(process, report.verdict.budget_bytes if report.verdict else 0)
     bar = terminal.bar([size for _, size in parts], whole, terminal.width - _LABEL)
     rows = listing((f"\1{i} {name} {human(size)}" for i, (name, size) in enumerate(parts)), terminal.width - _LABEL, "  ")
     for i in range(len(parts)):
@@ -128,14 +149,21 @@ def _peak(report: Report, terminal: Terminal) -> list[str]:
     return labelled("peak", [*numbers, bar, *rows], _LABEL)
 
 
-def _parts(report: Report, most: int) -> list[tuple[str, int]]:
+def _process_bytes(report: Report) -> int:
+    """By simulation where a card is named; else what is usual."""
+    if report.device is not None:
+        return report.peak.process_bytes
+    return usual_process_bytes(report.peak.allocated_bytes)
+
+
+def _parts(report: Report, process: int, most: int) -> list[tuple[str, int]]:
     """What the process's bytes are made of, the largest first; what is left over after the largest few is one part."""
     peak = report.peak
     parts = sorted(((name.replace("_", " "), size) for name, size in peak.by_category.items() if size), key=lambda part: -part[1])
     rest = sum(size for _, size in parts[most - 2 :])
     if len(parts) > most - 2:
         parts = [*parts[: most - 2], ("other", rest)]
-    return [*parts, ("reserve and context*", peak.process_bytes - peak.allocated_bytes)]
+    return [*parts, ("reserve and context*", process - peak.allocated_bytes)]
 
 
 def _phases(report: Report, terminal: Terminal) -> list[str]:
@@ -166,7 +194,8 @@ def _suggestions(report: Report, terminal: Terminal) -> list[str]:
     widest = max((len(s.option) for s in shown), default=0)
     rows = []
     for suggestion in shown:
-        outcome = suggestion.verdict.outcome if suggestion.verdict and not report.fits else "does_not_fit"
+        verdict = suggestion.verdict if report.verdict is not None and not report.fits else None
+        outcome = verdict.outcome if verdict is not None else "does_not_fit"
         word, hue = OUTCOMES[outcome] if outcome != "does_not_fit" else ("", "red")
         mark = terminal.paint(word.lower(), hue) + ": " if word else ""
         room = terminal.width - _LABEL - _SIZE - 2 - widest - 2 - (len(word) + 2 if word else 0)
@@ -177,10 +206,20 @@ def _suggestions(report: Report, terminal: Terminal) -> list[str]:
 
 def _warnings(report: Report, terminal: Terminal) -> list[str]:
     rows: list[str] = []
-    for warning in report.warnings:
+    for warning in (*report.warnings, *_race(report)):
         text = labelled("warn", wrap(warning, terminal.width - _LABEL), _LABEL)
         rows += [terminal.paint("warn", "yellow") + text[0][4:], *text[1:]]
     return rows
+
+
+def _race(report: Report) -> list[str]:
+    """The range of what is reserved, where the stack leaves it to chance."""
+    if report.device is None:
+        return []
+    low, high = report.peak.held.reserved_low_bytes, report.peak.held.reserved_high_bytes
+    version = report.stack["transformers"]
+    text = f"transformers {version} loads in threads that run ahead by chance: reserved is from {human(low)} to {human(high)}"
+    return [text] if low < high else []
 
 
 def _next(report: Report, terminal: Terminal, *, explained: bool) -> list[str]:
@@ -202,7 +241,10 @@ def pasteable(command: str, width: int) -> list[str]:
 
 
 def _small_print(report: Report, terminal: Terminal) -> list[str]:
-    text = "* provisional: stated allocator reserve and CUDA context, not yet simulated"
+    text = "* not simulated: a usual reserve and CUDA context; --gpu NAME simulates a card"
+    if report.device is not None:
+        text = f"* with a CUDA context of {human(report.device.context_bytes)}, as published; reserved is simulated"
+    text = terminal.cut(text, terminal.width)
     stack = terminal.cut(f"Stack: {report.stack['source']}, versions in --explain", terminal.width)
     return [terminal.paint(row, "dim") for row in (text, stack)]
 

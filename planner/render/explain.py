@@ -141,27 +141,27 @@ def _published(counted: int, published: int | None) -> str:
 
 def _provenance(report: Report, terminal: Terminal) -> list[list[str]]:
     """Each published number with its origin."""
+    from planner.accuracy import accuracy_of
     from planner.formulas import runtime
-    from planner.verdict import ERROR_PERCENT
 
     peak, known = report.peak, report.details
     assert known is not None
     card = known.device
     context = runtime.cuda_context(card.compute_capability if card else None)
-    reserve = runtime.allocator_reserve(peak.allocated_bytes)
+    accuracy = accuracy_of(report.engine)
     counted = f"{report.model.num_parameters:,}, counted from the module table ({printable(report.model.source)})"
     facts = [
         ("parameters", f"{counted}; {_published(report.model.num_parameters, known.published_parameters)}"),
-        ("allocated", f"{peak.allocated_bytes:,} bytes: the rows above, rounded to blocks; closed form, error {ERROR_PERCENT} %"),
-        ("reserved", f"{peak.reserved_bytes:,} bytes: allocated and a reserve; {reserve.source}"),
+        ("allocated", f"{peak.allocated_bytes:,} bytes: the rows above, rounded to blocks; error {accuracy.allocated / 100:g} %"),
+        ("reserved", f"{peak.reserved_bytes:,} bytes: the run, event by event, in PyTorch's caching allocator (torch 2.13's), simulated"),
         (
             "process",
-            f"{peak.process_bytes:,} bytes: reserved and a context of {human(context.nbytes)} (provisional); {context.source}",
+            f"{peak.process_bytes:,} bytes: reserved and a context of {human(context.nbytes)}; {context.source}",
         ),
     ]
     if card is not None and report.verdict is not None:
         held = f", less {human(card.used_bytes)} that others hold now" if card.used_bytes else ""
         facts.append(("card", f"{card.total_bytes:,} bytes ({card.total_bytes / GIB:.2f} GiB){held}; {card.note or 'as given'}"))
-        error = f"{ERROR_PERCENT} % of allocated, and how far the two provisional terms may be off"
+        error = f"{accuracy.reserved / 100:g} % of reserved, and how far the context may be off; {accuracy.evidence}"
         facts.append(("error", f"{report.verdict.error_bytes:,} bytes: {error}"))
     return [["  " + row for row in labelled(name, wrap(text, terminal.width - 14), 12)] for name, text in facts]

@@ -51,5 +51,8 @@ def _verdicts(verdicts: Sequence[CardVerdict], terminal: Terminal) -> list[str]:
         word, hue = OUTCOMES[card.verdict.outcome]
         sizes = f"{gib(card.verdict.budget_bytes):>9}{gib(card.verdict.required_bytes):>10}{gib(card.verdict.headroom_bytes):>10}"
         found.append(f"{terminal.fit(card.device.name, room - 1):<{room}}{sizes}   {terminal.paint(word.lower(), hue)}")
-    note = "* provisional: with the allocator's reserve and the CUDA context. tight: fits by less than the stated error."
+    note = (
+        "* simulated: the allocator's reserve on that card, and a usual CUDA context. tight: fits by less than the stated error, or only "
+        "once cached memory is given back."
+    )
     return [*found, "", *(terminal.paint(line, "dim") for line in wrap(note, terminal.width))]

@@ -1,0 +1,26 @@
+"""One colour a category, for every picture: told apart on light and dark ground, and by people who do not see red and green."""
+
+from __future__ import annotations
+
+from planner.ledger import Category
+
+COLOURS: dict[Category, str] = {
+    Category.PARAMETER: "#4a6fa5",
+    Category.QUANT_STATE: "#8fb3e0",
+    Category.BUFFER: "#7d8a99",
+    Category.WORKSPACE: "#b9b0a2",
+    Category.ADAPTER: "#12908e",
+    Category.OPTIMIZER_STATE: "#7b5ea7",
+    Category.GRADIENT: "#e07b39",
+    Category.ACTIVATION: "#6aa84f",
+    Category.LOGITS: "#c94f6d",
+    Category.TEMPORARY: "#f2c14e",
+    Category.INPUT: "#c9a0dc",
+    Category.UNATTRIBUTED: "#555555",
+}
+"""In the order of stacking: what rests in memory lies at the bottom, what comes and goes at the top."""
+
+
+def label(category: Category) -> str:
+    """A category for people."""
+    return category.value.replace("_", " ")
