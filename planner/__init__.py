@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.report import Report, Verdict
     from planner.spec import ModelSpec
     from planner.stack import Stack
+    from planner.tracing import trace
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "estimate",
     "gpus",
     "models",
+    "trace",
     "verdicts",
 ]
 
@@ -55,6 +57,7 @@ _HOME = {
     "estimate": "api",
     "gpus": "api",
     "models": "api",
+    "trace": "tracing",
     "verdicts": "api",
 }
 

@@ -11,17 +11,25 @@ from planner.report import Report, Suggestion, Verdict
 from planner.spec import ModelSpec
 from planner.units import ceil_div
 
-# Below this share of the process's bytes a saving is not worth a line.
+# Below this share of the peak a saving is not worth a line.
 NOTICEABLE_PERCENT = 1
 # Halvings of one knob: 8 becomes 1.
 _ROUNDS = 3
 
 
 class Outcome(NamedTuple):
-    """What planning a changed recipe again gave."""
+    """
+    What planning a changed recipe again gave.
 
-    process_bytes: int
-    verdict: Verdict | None
+    Attributes:
+        allocated_bytes: The peak of allocated blocks.
+        may_fit: Whether that is no more than the card has for tensors.
+        judge: Gives the card's verdict, by simulation; None where no card is named.
+    """
+
+    allocated_bytes: int
+    may_fit: bool = False
+    judge: Callable[[], Verdict | None] = lambda: None
 
 
 Plan = Callable[[Recipe], Outcome]
@@ -66,9 +74,9 @@ def suggest(job: Job, current: Outcome, plan: Plan) -> tuple[Suggestion, ...]:
         outcome = _try(job.asked, knobs, plan)
         if outcome is None:
             continue
-        saved = current.process_bytes - outcome.process_bytes
-        if _noticeable(saved, current.process_bytes):
-            found.append(Suggestion(flags(knobs), knobs, saved, outcome.process_bytes, outcome.verdict, change.price))
+        saved = current.allocated_bytes - outcome.allocated_bytes
+        if _noticeable(saved, current.allocated_bytes):
+            found.append(Suggestion(flags(knobs), knobs, saved, outcome.allocated_bytes, change.price, outcome.judge))
     return tuple(sorted(found, key=lambda s: -s.saved_bytes))
 
 
@@ -205,13 +213,13 @@ def make_it_fit(job: Job, plan: Plan) -> dict[str, Any] | None:
             return knobs
     taken: list[dict[str, Any]] = []
     for _ in range(_ROUNDS):
-        needed = plan(_changed(job.asked, taken)).process_bytes
+        needed = plan(_changed(job.asked, taken)).allocated_bytes
         for change in changes(job.spec, job.resolve(_changed(job.asked, taken)), job.has_flash):
             knobs = _with_consequences(_changed(job.asked, taken), change.knobs)
             outcome = _try(_changed(job.asked, taken), knobs, plan)
-            if outcome is None or not _noticeable(needed - outcome.process_bytes, needed):
+            if outcome is None or not _noticeable(needed - outcome.allocated_bytes, needed):
                 continue
-            taken, needed = [*taken, knobs], outcome.process_bytes
+            taken, needed = [*taken, knobs], outcome.allocated_bytes
             if _fits(outcome):
                 return _without_the_needless(job.asked, taken, plan)
     return None
@@ -239,7 +247,10 @@ def _noticeable(saved: int, of: int) -> bool:
 
 
 def _fits(outcome: Outcome | None) -> bool:
-    return outcome is not None and outcome.verdict is not None and outcome.verdict.outcome == "fits"
+    if outcome is None or not outcome.may_fit:
+        return False
+    verdict = outcome.judge()
+    return verdict is not None and verdict.outcome == "fits"
 
 
 def next_command(report: Report, *, explained: bool = False) -> str:
@@ -254,10 +265,11 @@ def next_command(report: Report, *, explained: bool = False) -> str:
     if known is None:
         return "qplan --help"
     others = {name: option for name, option in known.options.items() if name != "gpu"}
-    if report.device is not None and report.verdict is not None and report.verdict.outcome == "fits":
+    if report.verdict is not None and report.verdict.outcome == "fits":
         again = command("estimate", model, known.asked, known.options) + " --explain"
         return command("gpus", model, known.asked, others) if explained else again
-    smallest = next((card for card in report.verdicts if card.verdict.outcome == "fits"), None)
+    cards = report.outlook if report.device is None else ()
+    smallest = next((card for card in cards if card.verdict.outcome == "fits"), None)
     if smallest is not None:
         return command("estimate", model, known.asked, {**others, "gpu": typed_name(smallest.device.name)})
     found = known.make_it_fit()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -10,28 +11,37 @@ from typing import TYPE_CHECKING, Any
 from planner import advice, catalog
 from planner import stack as stacks
 from planner import verdict as verdicts_
+from planner.allocator import AllocatorSettings
 from planner.device import Device
 from planner.engines import analytic
-from planner.errors import InvalidRecipeError, UnavailableError
+from planner.engines.analysis import Analysis
+from planner.errors import InvalidRecipeError, QplanError
+from planner.ledger import Ledger
 from planner.recipe import Recipe, make_recipe
 from planner.report import (
     CardVerdict,
     Details,
     DeviceReport,
     Finding,
+    Held,
     HostReport,
     ModelReport,
     PeakReport,
     PhaseReport,
     Report,
     Suggestion,
+    Verdict,
 )
 from planner.spec import ModelSpec
 from planner.stack import Stack
 
 if TYPE_CHECKING:
+    from planner.agreement import Agreement
     from planner.catalog import CheckpointSummary
     from planner.comparison import Comparison
+    from planner.history import History
+    from planner.render.timeline import Picture
+    from planner.simulation import Simulation
 
 Model = str | Mapping[str, Any] | ModelSpec
 
@@ -43,6 +53,7 @@ def estimate(
     stack: str | Stack = "auto",
     engine: str = "analytic",
     revision: str | None = None,
+    progress: Callable[[str], None] | None = None,
     **knobs: Any,
 ) -> Report:
     """
@@ -53,8 +64,10 @@ def estimate(
         gpu: A card's name (`a6000`) or size (`80GiB`). None: the local card if there is one; else `report.verdicts` has the
             common ones.
         stack: `auto`, `latest` or `PKG==VERSION,...`.
-        engine: `analytic`.
+        engine: `analytic`, the closed form; `traced`, the installed libraries' own code, run without data; or `both`: the traced
+            engine's answer, whose `agreement` lays the closed form's beside it.
         revision: Branch, tag or commit of a Hub id.
+        progress: Is told what a trace is at.
         knobs: Fields of `Recipe`: `rank=16, seq_len=2048, optim="adamw_torch"`. `targets` also takes names separated by commas.
 
     Returns:
@@ -70,7 +83,9 @@ def estimate(
     device = _device(gpu)
     options = {"gpu": gpu, "stack": None if stack == "auto" else stack, "revision": revision}
     named = {name: value for name, value in options.items() if isinstance(value, str)}
-    return _Job(_spec(model, revision), make_recipe(**knobs), _stack(stack), asked=knobs, options=named).report(device)
+    if engine != "analytic":
+        named["engine"] = engine
+    return _Job(_spec(model, revision), make_recipe(**knobs), _stack(stack), knobs, named, engine, progress).report(device)
 
 
 def verdicts(
@@ -159,32 +174,79 @@ class _Job:
     stack: Stack
     asked: dict[str, Any] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
-    _found: dict[tuple[int, int], analytic.Analysis] = field(default_factory=dict, repr=False)
+    engine: str = "analytic"
+    progress: Callable[[str], None] | None = None
+    _found: dict[tuple[int, int], Analysis] = field(default_factory=dict, repr=False)
+    _simulated: dict[tuple[object, ...], tuple[Simulation, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def resolved(self) -> Recipe:
         return self._resolve(self.recipe)
 
-    def analysis(self, device: Device | None) -> analytic.Analysis:
+    def analysis(self, device: Device | None) -> Analysis:
         """What the engine finds; of a card it sees the compute capability alone, so cards that share one share the answer."""
         capability = analytic.DEFAULT_CAPABILITY if device is None else device.compute_capability
         if capability not in self._found:
-            self._found[capability] = analytic.analyse(self.spec, self.resolved, self.stack, device)
+            self._found[capability] = self._analyse(device)
         return self._found[capability]
 
+    def _analyse(self, device: Device | None) -> Analysis:
+        if self.engine == "analytic":
+            return analytic.analyse(self.spec, self.resolved, self.stack, device)
+        from planner.engines.installed import traced_engine
+
+        traced = traced_engine(self.stack, self.progress)
+        found: Analysis = traced.analyse(self.spec, self.resolved, self.stack, device, progress=self.progress)
+        return found
+
+    def agreement(self, device: Device | None) -> Agreement | None:
+        """The closed form beside the trace, where both were asked for."""
+        if self.engine != "both":
+            return None
+        from planner.agreement import Agreement
+
+        closed = _Job(self.spec, self.recipe, self.stack).analysis(device)
+        return Agreement(closed.ledger, self.analysis(device).ledger)
+
+    @cached_property
+    def settings(self) -> AllocatorSettings:
+        """What PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF says here."""
+        return AllocatorSettings.from_environment()
+
+    def simulations(self, device: Device | None) -> tuple[Simulation, ...]:
+        """The run in the allocator, and in other orders of loading where the stack leaves that to chance."""
+        from planner.simulation import Simulation
+
+        found = self.analysis(device)
+        if found.run_key not in self._simulated:
+            histories = (lambda: found.history, *found.other_histories())
+            self._simulated[found.run_key] = tuple(Simulation(history, self.settings) for history in histories)
+        return self._simulated[found.run_key]
+
+    def verdict(self, device: Device, *, explains: bool = True) -> Verdict:
+        """The verdict of a card."""
+        found = self.analysis(device)
+        phase = found.ledger.high[0].value
+        return verdicts_.judge(self.simulations(device), device, phase, found.ledger.engine, explains=explains)
+
     def outcome(self, device: Device | None) -> advice.Outcome:
-        """What the run needs, and the card's verdict: a suggestion's measure."""
-        phase, nbytes = self.analysis(device).ledger.high
-        needed = verdicts_.sizes(nbytes, device)
-        return advice.Outcome(needed.process_bytes, None if device is None else verdicts_.judge(needed, device, phase.value))
+        """What the run allocates, and the card's verdict: a suggestion's measure."""
+        nbytes = self.analysis(device).ledger.high[1]
+        if device is None:
+            return advice.Outcome(nbytes)
+        return advice.Outcome(nbytes, nbytes <= verdicts_.usable_bytes(device), partial(self.verdict, device))
 
     def judge(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
         """The verdict of each card, the smallest first."""
+        return tuple(CardVerdict(device_report(card), self.verdict(card, explains=False)) for card in _by_size(cards))
+
+    def look_out(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
+        """What to expect of each card, the smallest first."""
         found = []
-        for card in sorted(cards, key=lambda c: (verdicts_.budget_bytes(c), c.name)):
-            phase, nbytes = self.analysis(card).ledger.high
-            needed = verdicts_.sizes(nbytes, card)
-            found.append(CardVerdict(_device_report(card, needed), verdicts_.judge(needed, card, phase.value)))
+        for card in _by_size(cards):
+            ledger = self.analysis(card).ledger
+            phase, nbytes = ledger.high
+            found.append(CardVerdict(device_report(card), verdicts_.outlook(nbytes, card, phase.value, ledger.engine)))
         return tuple(found)
 
     def suggest(self, device: Device | None) -> tuple[Suggestion, ...]:
@@ -209,10 +271,9 @@ class _Job:
     def report(self, device: Device | None) -> Report:
         """The whole answer; what only some readers want (other cards, suggestions) waits until they ask."""
         found = self.analysis(device)
-        peak = found.ledger.peak()
-        needed = verdicts_.sizes(peak.nbytes, device)
+        _ = self.settings  # refused now, not when somebody asks for the verdict
         return Report(
-            engine=found.ledger.engine,
+            engine=self.engine,
             model=ModelReport(
                 id=self.spec.id,
                 model_type=self.spec.model_type,
@@ -223,26 +284,17 @@ class _Job:
             ),
             recipe=self.resolved.model_dump(),
             stack={**self.stack.versions, "source": self.stack.source},
-            phases=tuple(
-                PhaseReport(p.phase.value, p.nbytes, {c.value: size for c, size in p.by_category.items()})
-                for p in found.ledger.peaks.values()
-            ),
-            peak=PeakReport(
-                phase=peak.phase.value,
-                allocated_bytes=needed.allocated_bytes,
-                reserved_bytes=needed.reserved_bytes,
-                process_bytes=needed.process_bytes,
-                by_category={c.value: size for c, size in peak.by_category.items()},
-            ),
+            phases=phase_reports(found.ledger),
+            peak=peak_report(found.ledger, lambda: verdicts_.held(self.simulations(device), device)),
             steady_bytes=found.steady_bytes,
             host=HostReport(found.host_ram_bytes, found.paged_bytes, found.download_bytes),
-            device=None if device is None else _device_report(device, needed),
-            verdict=None if device is None else verdicts_.judge(needed, device, peak.phase.value),
+            device=None if device is None else device_report(device),
+            judge=None if device is None else partial(self.verdict, device),
             warnings=found.warnings + _card_warnings(device, self.resolved),
             details=self._details(device, found),
         )
 
-    def _details(self, device: Device | None, found: analytic.Analysis) -> Details:
+    def _details(self, device: Device | None, found: Analysis) -> Details:
         return Details(
             recipe=self.resolved,
             asked=self.asked,
@@ -250,12 +302,58 @@ class _Job:
             device=device,
             published_parameters=self.spec.published_parameters,
             ledger=found.ledger,
-            find_traps=lambda: tuple(Finding(t.name, t.nbytes, t.sentence) for t in found.traps),
+            find_traps=lambda: self._traps(found, device),
             stack=self.stack,
+            look_out=lambda: self.look_out(catalog.common_devices()),
             judge_cards=lambda: self.judge(catalog.common_devices()),
             suggest=lambda: self.suggest(device),
             make_it_fit=lambda: self.make_it_fit(device),
+            history=lambda: _unrolled(found),
+            settings=self.settings,
+            draw=draw,
+            compare=lambda: self.agreement(device),
         )
+
+    def _traps(self, found: Analysis, device: Device | None) -> tuple[Finding, ...]:
+        """What the closed form knows of hidden costs; of a model that it does not know, nothing."""
+        if self.engine != "analytic":
+            try:
+                found = _Job(self.spec, self.recipe, self.stack).analysis(device)
+            except QplanError:
+                return ()
+        return tuple(Finding(t.name, t.nbytes, t.sentence) for t in found.traps)
+
+
+def _unrolled(found: Analysis) -> History:
+    """Every event of a run, with its names."""
+    from planner.unrolling import unroll_history
+
+    return unroll_history(found.history)
+
+
+def phase_reports(ledger: Ledger) -> tuple[PhaseReport, ...]:
+    """The peak of every phase."""
+    return tuple(
+        PhaseReport(p.phase.value, p.nbytes, {c.value: size for c, size in p.by_category.items()}) for p in ledger.peaks.values()
+    )
+
+
+def peak_report(ledger: Ledger, hold: Callable[[], Held]) -> PeakReport:
+    """The highest peak; what the process holds then is found when somebody asks."""
+    peak = ledger.peak()
+    return PeakReport(peak.phase.value, peak.nbytes, {c.value: size for c, size in peak.by_category.items()}, hold)
+
+
+def draw(report: Report, path: str | os.PathLike[str] | None, whole_run: bool) -> Picture:
+    """A report's memory over time; what draws is loaded when somebody asks."""
+    from planner.render import timeline
+
+    if path is not None:
+        timeline.check(path)
+    picture = timeline.picture(report, whole_run=whole_run)
+    if path is not None:
+        picture.save(path)
+    return picture
 
 
 def _spec(model: Model, revision: str | None) -> ModelSpec:
@@ -294,10 +392,14 @@ def _device(gpu: str | Device | None) -> Device | None:
     return catalog.find_device(gpu) if isinstance(gpu, str) else gpu
 
 
-def _device_report(device: Device, needed: verdicts_.Sizes) -> DeviceReport:
+def _by_size(cards: Sequence[Device]) -> list[Device]:
+    return sorted(cards, key=lambda card: (verdicts_.budget_bytes(card), card.name))
+
+
+def device_report(device: Device) -> DeviceReport:
     """The card; what it gives to tensors is what the context and other processes leave."""
-    budget = verdicts_.budget_bytes(device)
-    return DeviceReport(device.name, device.total_bytes, needed.context_bytes, max(budget - needed.context_bytes, 0))
+    context = verdicts_.context_of(device).nbytes
+    return DeviceReport(device.name, device.total_bytes, context, verdicts_.usable_bytes(device))
 
 
 def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:
@@ -312,11 +414,5 @@ def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:
 
 
 def _check_engine(engine: str) -> None:
-    if engine == "analytic":
-        return
-    if engine in ("traced", "both"):
-        raise UnavailableError(
-            f"engine is `{engine}`, but this version of qplan has no traced engine yet",
-            hint="pass --engine analytic, or leave the option out",
-        )
-    raise InvalidRecipeError(f"engine is `{engine}`; it must be analytic, traced or both", hint="pass --engine analytic")
+    if engine not in ("analytic", "traced", "both"):
+        raise InvalidRecipeError(f"engine is `{engine}`; it must be analytic, traced or both", hint="pass --engine analytic")

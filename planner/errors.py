@@ -9,6 +9,7 @@ QplanError                     something about the request; exit code 2
 ├── UnknownModelError          no bundled checkpoint, folder or file of that name
 ├── UnknownDeviceError         no such card in the catalogue
 ├── UnknownStackError          a --stack that names no package or version we can read
+├── InvalidOutputError         a file that cannot be written as asked
 └── UnavailableError           something that is needed is missing or unreachable; exit code 3
     ├── HubError               the Hugging Face Hub could not be reached, or it refused
     └── MissingExtraError      an optional dependency is not installed
@@ -60,6 +61,10 @@ class UnknownDeviceError(QplanError):
 
 class UnknownStackError(QplanError):
     """A stack that cannot be read."""
+
+
+class InvalidOutputError(QplanError):
+    """A file that cannot be written as asked: its name's end, its folder, its rights."""
 
 
 class UnavailableError(QplanError):

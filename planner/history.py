@@ -12,6 +12,14 @@ from typing import NamedTuple
 
 from planner.ledger import Category, Phase
 
+WARM_UP_MARGIN = 12 * (1 << 30) // 10
+"""
+What a loader's warm-up leaves of a card's whole memory.
+
+Source:
+    transformers@5.23.0, modeling_utils.py, caching_allocator_warmup: `min(byte_count, total_device_memory - 1.2 * 1024**3)`.
+"""
+
 
 class Stretch(NamedTuple):
     """
@@ -20,7 +28,8 @@ class Stretch(NamedTuple):
     Attributes:
         phase: The phase that they belong to.
         begin, end: Indices of events, half-open.
-        instance: Which instance of the repeated layers they are: 0 the first, 1 the second, 2 the last; None for what is no layer.
+        instance: Which instance of the repeated layers they are: 0 the first, 1 the second, 2 the last (where every instance is there, its
+            number); None for what is no layer.
     """
 
     phase: Phase
@@ -42,7 +51,9 @@ class History:
         events: An index for a birth, its complement (`~index`) for a death.
         stretches: They cover the events, in order.
         flushes: Events before which the cache is emptied (`torch.cuda.empty_cache()`), in order.
-        repeat: How many instances of the repeated layers the whole model has; 3 or fewer are all here.
+        repeat: How many instances of the repeated layers the whole model has; 3 or fewer are all here. 0 where every instance is.
+        warm_up: The storage by which transformers has the whole checkpoint's size cached before it loads, if any: on a card it is no
+            larger than the card less `WARM_UP_MARGIN`.
         layers: How many layers one instance has.
     """
 
@@ -56,6 +67,7 @@ class History:
     flushes: list[int] = field(default_factory=list)
     repeat: int = 0
     layers: int = 1
+    warm_up: int | None = None
 
     def add(self, nbytes: int, name: str, category: Category, scope: str = "", owner: int | None = None) -> int:
         """A storage's birth; returns its index."""
@@ -71,3 +83,11 @@ class History:
     def drop(self, index: int) -> None:
         """A storage's death."""
         self.events.append(~index)
+
+    def sizes_on(self, total_bytes: int | None) -> list[int]:
+        """The sizes on a card of so many bytes, None for an endless one: of a small card the warm-up asks for less."""
+        if total_bytes is None or self.warm_up is None:
+            return self.sizes
+        sizes = list(self.sizes)
+        sizes[self.warm_up] = min(sizes[self.warm_up], max(total_bytes - WARM_UP_MARGIN, 0))
+        return sizes

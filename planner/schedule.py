@@ -17,33 +17,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from planner.checkpointing import Frame, Rerun, StopRecomputation
 from planner.dtypes import DType
 from planner.ledger import Category, Phase
-from planner.tensors import Backward, Grads, Leaf, Node, Saved, Storage, Tensor
+from planner.tensors import Backward, Grads, Leaf, Node, Saved, Segment, Storage, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-class Segment(NamedTuple):
-    """
-    A stretch of the tape's events.
-
-    Attributes:
-        phase: The phase it belongs to.
-        begin, end: Indices of events, half-open.
-        region: Which repeated region it belongs to; None for what happens once.
-        repeat: How often the region occurs in the model.
-    """
-
-    phase: Phase
-    begin: int
-    end: int
-    region: int | None = None
-    repeat: int = 1
 
 
 class Tape:
@@ -58,6 +40,7 @@ class Tape:
         autocast: The dtype of CUDA autocast, None outside it.
         accumulates_in_place: Whether a second gradient is added in place where PyTorch's engine can. Real tensors do; tensor
             subclasses, such as fake tensors, never (`can_accumulate_inplace`).
+        products: The event that follows the first matrix product of each thread: there cuBLAS takes that thread's workspace.
     """
 
     default_in_place = True
@@ -70,6 +53,8 @@ class Tape:
         self.grad_enabled = True
         self.autocast: DType | None = None
         self.accumulates_in_place = self.default_in_place
+        self.products: dict[str, int] = {}
+        self.thread = "forward"
         self.scope = ""
         self.category = Category.ACTIVATION
         self._nodes: list[Node | _Boundary] = []
@@ -91,6 +76,11 @@ class Tape:
         """Buffers that live only inside a kernel: all at once, then gone."""
         held = [Storage(self, n, name, Category.WORKSPACE) for n in nbytes]
         del held
+
+    def multiplies(self) -> None:
+        """A matrix product runs; its output stands already."""
+        if self.thread not in self.products:
+            self.products[self.thread] = len(self.events)
 
     @property
     def drops_saved(self) -> bool:
@@ -253,6 +243,7 @@ class Tape:
         del grad, root
         enabled, self.grad_enabled = self.grad_enabled, False
         category, self.category = self.category, Category.TEMPORARY
+        thread, self.thread = self.thread, "autograd"
         nodes = self._nodes
         while nodes:
             node = nodes.pop()
@@ -262,7 +253,7 @@ class Tape:
                 self._run(node)
             else:  # without a gradient a node does nothing, but the engine visits it, and it lets go of what it saved
                 node.saved, node.frame = (), None
-        self.grad_enabled, self.category = enabled, category
+        self.grad_enabled, self.category, self.thread = enabled, category, thread
 
     def _run(self, node: Node) -> None:
         if node.frame is not None and not node.frame.done:

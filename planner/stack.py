@@ -181,6 +181,9 @@ class Behaviours(NamedTuple):
             it is moved.
         warms_up_allocator: transformers >= 5.0 asks the allocator for the whole checkpoint before it loads a tensor, and lets go of it
             (modeling_utils.py, `caching_allocator_warmup`; read in 5.23.0, earlier versions are taken to do without).
+        reads_ahead: Tensors that are quantised on the card are read in threads of their own, which run ahead by chance: runs of one
+            script under transformers 5.17 differ. 5.23.0 reads them in turn (core_model_loading.py, `has_on_the_fly_quantization`);
+            versions between are taken to race.
     """
 
     use_reentrant: bool
@@ -203,6 +206,7 @@ class Behaviours(NamedTuple):
     max_grad_norm: float
     loads_on: Literal["cuda", "cpu"]
     warms_up_allocator: bool
+    reads_ahead: bool
 
 
 def behaviours(stack: Stack, recipe: Recipe) -> Behaviours:
@@ -240,6 +244,7 @@ def behaviours(stack: Stack, recipe: Recipe) -> Behaviours:
         max_grad_norm=0.0 if is_loop else 1.0,
         loads_on="cuda" if recipe.is_quantized else "cpu",
         warms_up_allocator=stack.at_least("transformers", 5, 0),
+        reads_ahead=recipe.is_quantized and stack.at_least("transformers", 5, 0) and not stack.at_least("transformers", 5, 23),
     )
 
 

@@ -1,12 +1,12 @@
-"""Tensors without data: their size, their type, and the graph that autograd would keep for them."""
+"""Tensors without data: their size, their type, the graph that autograd would keep for them, and stretches of their comings and goings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planner.dtypes import DType
-from planner.ledger import Category
+from planner.ledger import Category, Phase
 
 if TYPE_CHECKING:
     from planner.schedule import Tape
@@ -91,3 +91,21 @@ class Node:
         self.run = run
         self.grads: Grads = [None] * outputs
         self.frame = frame
+
+
+class Segment(NamedTuple):
+    """
+    A stretch of the tape's events.
+
+    Attributes:
+        phase: The phase it belongs to.
+        begin, end: Indices of events, half-open.
+        region: Which repeated region it belongs to; None for what happens once.
+        repeat: How often the region occurs in the model.
+    """
+
+    phase: Phase
+    begin: int
+    end: int
+    region: int | None = None
+    repeat: int = 1

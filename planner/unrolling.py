@@ -1,89 +1,307 @@
 """
-From a tape that ran the first and the last of the layers that are alike to the rows of the whole model.
+From a history with the first, the second and the last instance of what repeats to every event of the whole model.
 
-What the first instance leaves behind, each one between leaves behind too: those enter as sums, between the first and the last. That
-loses nothing: from layer to layer live bytes grow or shrink by the same amount, so no peak lies between the ends.
+What an allocator does hangs on every single event and on their order, so nothing is summed here.
 """
 
 from __future__ import annotations
 
-from planner.ledger import Allocation, Category, Phase, Rows, Span
-from planner.schedule import Segment, Tape
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-BLOCK = 512
-"""Bytes that an allocation is rounded up to (kMinBlockSize, c10/core/CachingDeviceAllocator.h)."""
+from planner.history import History, Stretch
+from planner.ledger import Phase
+from planner.repetition import Repetition, numbered, repetition
+
+__all__ = ["NotRepeatable", "Repetition", "Unrolled", "repetition", "unroll_events", "unroll_history"]
+
+_HELD = 3
+"""Instances that a history holds: first, second, last."""
 
 
-def unroll(tape: Tape, begin: int, rows: Rows) -> list[Span]:
+class NotRepeatable(Exception):
     """
-    Put the tape's allocations on a clock that starts at `begin`.
+    Three instances of a stretch do not stand for all of them: they differ in what they make, or reach further than to a neighbour.
 
-    What is still alive at the end of the tape ends with it.
+    Internal: who catches it runs every layer.
+    """
 
-    Args:
-        tape: A tape whose phases are over.
-        begin: First step of the tape on the ledger's clock.
-        rows: Where the allocations go.
+
+def unroll_history(history: History) -> History:
+    """
+    Every event of the whole model, from a history with the first, the second and the last instance of what repeats.
+
+    Copies of the second instance are put between the second and the last. In forward each does what the last does, and what that
+    takes from the second is taken from the instance before; in backward each does what the second does, and what that takes from the
+    last is taken from the instance after. Elsewhere (loading, the optimizer's step) what happens to storages of the second happens
+    right after to those of each copy, in the layers' order.
 
     Returns:
-        The spans of its phases.
+        A history whose `repeat` is 0, whose owners and stretches have the instances' true numbers; the one that was given where it has
+        three or fewer.
+
+    Raises:
+        NotRepeatable: The second and the last instance make different storages, or one frees what belongs to no neighbour.
     """
-    birth, death = _lifetimes(tape)
-    start = len(rows.sizes)
-    nbytes, scopes, names, categories = zip(*tape.storages, strict=True)
-    rows.names += names
-    rows.scopes += scopes
-    rows.categories += categories
-    rows.sizes += [-(-n // BLOCK) * BLOCK for n in nbytes]
-    rows.begins += [begin + step for step in birth]
-    rows.ends += [begin + step for step in death]
-    rows.formulas += [""] * len(nbytes)
-    for storage in tape.gradients:
-        rows.categories[start + storage] = Category.GRADIENT
-    for storage, times, since, until in _instances_between(tape, birth, death):
-        i = start + storage
-        size = times * rows.sizes[i]
-        rows.add(Allocation(rows.names[i], rows.categories[i], size, begin + since, begin + until, rows.scopes[i]))
-    return [Span(s.phase, begin + s.begin, begin + s.end) for s in tape.segments if s.end > s.begin]
+    return history if history.repeat <= _HELD else Unrolled(history).named()
 
 
-def _lifetimes(tape: Tape) -> tuple[list[int], list[int]]:
-    """The event at which each storage is born, and the one at which it dies."""
-    end = tape.segments[-1].end
-    birth, death = [0] * len(tape.storages), [end] * len(tape.storages)
-    for step, event in enumerate(tape.events[:end]):
-        if event >= 0:
-            birth[event] = step
+def unroll_events(history: History) -> Unrolled:
+    """
+    The sizes, events and stretches of `unroll_history`, without names: what an allocator asks for.
+
+    Raises:
+        NotRepeatable: As `unroll_history`.
+    """
+    return Unrolled(history)
+
+
+class _Pass(NamedTuple):
+    """
+    One pass over the three instances, a forward or a backward.
+
+    Attributes:
+        phase: Its phase.
+        first, second, last: Events of each; what comes before the next instance of the pass belongs to the one before it.
+        after_second: How many of the second's events come after its own stretch.
+        end: The index of the first stretch that is no longer part of it.
+    """
+
+    phase: Phase
+    first: list[int]
+    second: list[int]
+    last: list[int]
+    after_second: int
+    end: int
+
+
+def _passes(history: History) -> dict[int, _Pass]:
+    """The passes by the index of their first stretch."""
+    stretches, events = history.stretches, history.events
+    layered = [i for i, stretch in enumerate(stretches) if stretch.instance is not None]
+    found = {}
+    for a, b, c in zip(layered[::3], layered[1::3], layered[2::3], strict=True):
+        order = [stretches[i].instance for i in (a, b, c)]
+        parts = [events[stretches[i].begin : stretches[j].begin] for i, j in ((a, b), (b, c))]
+        parts.append(events[stretches[c].begin : stretches[c].end])
+        after = stretches[c].begin - stretches[b].end
+        if order == [0, 1, 2]:
+            found[a] = _Pass(stretches[a].phase, parts[0], parts[1], parts[2], after, c + 1)
+        elif order == [2, 1, 0]:
+            found[a] = _Pass(stretches[a].phase, parts[2], parts[1], parts[0], after, c + 1)
         else:
-            death[~event] = step
-    return birth, death
-
-
-def _instances_between(tape: Tape, birth: list[int], death: list[int]) -> list[tuple[int, int, int, int]]:
-    """(storage, how many more of it there are, from which event, to which) for the instances that were not run."""
-    found = []
-    for (_, repeat), (first, last, last_back, first_back) in _regions(tape).items():
-        more = repeat - 2
-        for storage in _born(tape, first):
-            if death[storage] > last.end:
-                in_backward = last_back.begin <= death[storage] < first_back.end
-                found.append((storage, more, last.begin, last_back.end if in_backward else death[storage]))
-        found += [
-            (storage, more, last_back.end, death[storage])
-            for storage in _born(tape, last_back)
-            if death[storage] > first_back.end and storage in tape.gradients
-        ]
+            raise NotRepeatable(f"the instances come in the order {order}")
     return found
 
 
-def _regions(tape: Tape) -> dict[tuple[int, int], list[Segment]]:
-    """Of each region with more than two instances: first and last in forward, last and first in backward."""
-    found: dict[tuple[int, int], list[Segment]] = {}
-    for segment in tape.segments:
-        if segment.region is not None and segment.repeat > 2 and segment.phase in (Phase.FORWARD, Phase.BACKWARD):
-            found.setdefault((segment.region, segment.repeat), []).append(segment)
-    return found
+_LAST = 2
 
 
-def _born(tape: Tape, segment: Segment) -> list[int]:
-    return [event for event in tape.events[segment.begin : segment.end] if event >= 0]
+class Unrolled:
+    """
+    The events of every instance.
+
+    Attributes:
+        sizes, events, stretches, flushes: As in a `History`.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.owners = history.owners
+        self.sizes, self.events, self.stretches, self.flushes = history.sizes, history.events, history.stretches, history.flushes
+        if history.repeat <= _HELD:
+            return
+        self.events, self.stretches, self.flushes = [], [], []
+        self.end = history.repeat - 1  # the true number of the last instance
+        self.second = [i for i, owner in enumerate(self.owners) if owner == 1]
+        self.roles = {storage: role for role, storage in enumerate(self.second)}
+        self.passes = _passes(history)
+        self.twins = self._find_twins()  # of each storage of the last instance: the second's that plays its part
+        self.lasts = {second: last for last, second in self.twins.items()}
+        self.sizes = history.sizes + [history.sizes[i] for i in self.second] * (self.end - 2)
+        self._run()
+
+    def origin(self, storage: int) -> int:
+        """The storage of the given history that it is, or that it is a copy of."""
+        beyond = storage - len(self.owners)
+        return storage if beyond < 0 else self.second[beyond % len(self.second)]
+
+    def scope(self, storage: int) -> str:
+        """The module that it belongs to."""
+        found = self.origin(storage)
+        if found == storage:
+            return self.history.scopes[storage]
+        number = 2 + (storage - len(self.owners)) // len(self.second)
+        return numbered(self.history.scopes[found], self.history.scopes[self.lasts[found]], self.end - 1).of(number)
+
+    def named(self) -> History:
+        """The history of all instances."""
+        h = self.history
+        out = History(self.sizes, list(h.names), list(h.scopes), list(h.categories), events=self.events, layers=h.layers, warm_up=h.warm_up)
+        out.stretches, out.flushes = self.stretches, self.flushes
+        out.owners = [self.end if owner == _LAST else owner for owner in h.owners]
+        names, categories = [h.names[i] for i in self.second], [h.categories[i] for i in self.second]
+        scopes = [numbered(h.scopes[i], h.scopes[self.lasts[i]], self.end - 1) for i in self.second]
+        for number in range(2, self.end):
+            out.names += names
+            out.categories += categories
+            out.scopes += [scope.of(number) for scope in scopes]
+            out.owners += [number] * len(self.second)
+        return out
+
+    def _run(self) -> None:
+        """Stretch by stretch."""
+        stretches, i = self.history.stretches, 0
+        while i < len(stretches):
+            found = self.passes.get(i)
+            if found is None:
+                self._outside(stretches[i])
+                i += 1
+                continue
+            begin, end = stretches[i].begin, stretches[found.end - 1].end
+            if any(begin < flush < end for flush in self.history.flushes):
+                raise NotRepeatable("the cache is emptied between layers")
+            self.flushes += [len(self.events)] * (begin in self.history.flushes)
+            if stretches[i].instance == 0:
+                self._forward(found)
+                i = found.end
+            else:
+                self._backward(found)
+                i = found.end
+        deaths = [event for event in self.events if event < 0]
+        if len(set(deaths)) < len(deaths):
+            raise NotRepeatable("a storage would be freed twice")
+        self.flushes += [len(self.events)] * (len(self.history.events) in self.history.flushes)
+
+    def _instance(self, second: int, number: int) -> int:
+        """The storage of another instance that plays the part of one of the second's."""
+        if number == 1:
+            return second
+        if number == self.end:
+            return self.lasts[second]
+        return len(self.owners) + (number - 2) * len(self.second) + self.roles[second]
+
+    def _find_twins(self) -> dict[int, int]:
+        inside: set[int] = set()
+        pairs = []
+        for found in self.passes.values():
+            born = [[e for e in events if e >= 0 and self.owners[e] is not None] for events in (found.second, found.last)]
+            inside.update(*born)
+            pairs.append(born)
+        pairs.append([[i for i, o in enumerate(self.owners) if o == owner and i not in inside] for owner in (1, _LAST)])
+        sizes, owners = self.history.sizes, self.owners
+        twins: dict[int, int] = {}
+        for second, last in pairs:
+            are_theirs = {owners[i] for i in second} <= {1} and {owners[i] for i in last} <= {_LAST}
+            if not are_theirs or [sizes[i] for i in second] != [sizes[i] for i in last]:
+                raise NotRepeatable("the second and the last instance make different storages")
+            twins.update(zip(last, second, strict=True))
+        return twins
+
+    def _emit(self, phase: Phase, number: int | None, events: Iterable[int]) -> None:
+        begin = len(self.events)
+        self.events += events
+        self.stretches.append(Stretch(phase, begin, len(self.events), number))
+
+    def _forward(self, found: _Pass) -> None:
+        first, end = _births(found.first), self.end
+        firsts = dict(zip(first, _births(found.second), strict=False))
+        after = found.second[len(found.second) - found.after_second :]
+        self._emit(found.phase, 0, found.first)
+        self._emit(found.phase, 1, found.second)
+
+        def copy(number: int) -> list[int]:
+            return self._as(number, found.last, {1: -1, _LAST: 0}) + self._as(number, after, {0: -1, 1: 0}, firsts)
+
+        self._copies(found.phase, range(2, end), copy)
+        self._emit(found.phase, end, self._as(end, found.last, {1: -1, _LAST: 0}))
+
+    def _backward(self, found: _Pass) -> None:
+        end = self.end
+        firsts = self._freed_before(found)
+        self._emit(found.phase, end, self._as(end, found.last, {1: -1, _LAST: 0}))
+        self._copies(found.phase, range(end - 1, 0, -1), lambda number: self._as(number, found.second, {0: -1, 1: 0, _LAST: 1}, firsts))
+        self._emit(found.phase, 0, found.first)
+
+    def _copies(self, phase: Phase, numbers: range, make: Callable[[int], list[int]]) -> None:
+        """
+        The instances between, one after the other. Away from the ends each does what the one before it did, to storages that lie as far
+        apart as instances do.
+        """
+        shift = numbers.step * len(self.second)
+        events: list[int] = []
+        ends = (1, 2, 3, self.end - 2, self.end - 1)  # with a neighbour among the instances that are there
+        for number in numbers:
+            is_near = number in ends or not events
+            events = make(number) if is_near else [e + shift if e >= 0 else e - shift for e in events]
+            self._emit(phase, number, events)
+
+    def _freed_before(self, found: _Pass) -> dict[int, int]:
+        """Of the first's storages that the second's backward frees: the second's that the last's frees at the same point."""
+        taken = [~e for e in found.second if e < 0 and self.owners[~e] == 0]
+        theirs = [~e for e in found.last if e < 0 and self.owners[~e] == 1]
+        sizes = self.history.sizes
+        if [sizes[i] for i in taken] != [sizes[i] for i in theirs]:
+            raise NotRepeatable("the second and the last instance free different storages of the one before")
+        return dict(zip(taken, theirs, strict=True))
+
+    def _as(self, number: int, events: list[int], shifts: dict[int, int], firsts: dict[int, int] | None = None) -> list[int]:
+        """
+        Events of the second or the last as another instance does them.
+
+        Args:
+            number: Which.
+            events: Whose template.
+            shifts: By owner, how many instances before or after the acting one a storage belongs to; others may not be touched, except
+                by the instance that really is there.
+            firsts: Of the first's storages, the second's that plays the part.
+        """
+        table: dict[int, int] = {}
+        if number not in (1, self.end):  # what belongs to nobody happens once: a workspace that is taken in the first product
+            events = [e for e in events if e < 0 or self.owners[e] is not None]
+        for storage in {e if e >= 0 else ~e for e in events}:
+            owner = self.owners[storage]
+            if owner is None or owner not in shifts:
+                if number not in (1, self.end):
+                    raise NotRepeatable(f"an instance frees {self.history.names[storage]}, which belongs to no neighbour")
+                target = storage
+            elif number == 1 and owner == 0:
+                target = storage
+            else:
+                second = self.twins[storage] if owner == _LAST else storage if owner == 1 else (firsts or {}).get(storage)
+                if second is None:
+                    raise NotRepeatable("the first instance makes other storages than the second")
+                target = self._instance(second, number + shifts[owner])
+            table[storage], table[~storage] = target, ~target
+        return [table[e] for e in events]
+
+    def _outside(self, stretch: Stretch) -> None:
+        """What happens to storages of the second happens to those of each copy: run of events by run."""
+        h, out, roles = self.history, self.events, self.roles
+        begin = len(out)
+        run: list[int] = []
+        flushes = {i for i in h.flushes if stretch.begin <= i < stretch.end}
+        for i in range(stretch.begin, stretch.end):
+            event = h.events[i]
+            mine = (event if event >= 0 else ~event) in roles
+            if run and (not mine or i in flushes):
+                self._repeat(run)
+                run = []
+            if i in flushes:
+                self.flushes.append(len(out))
+            if mine:
+                run.append(event)
+            else:
+                out.append(event)
+        self._repeat(run)
+        self.stretches.append(Stretch(stretch.phase, begin, len(out)))
+
+    def _repeat(self, run: list[int]) -> None:
+        out, width, roles = self.events, len(self.second), self.roles
+        out += run
+        for base in range(len(self.owners), len(self.owners) + (self.end - 2) * width, width):
+            out += [base + roles[e] if e >= 0 else ~(base + roles[~e]) for e in run]
+
+
+def _births(events: list[int]) -> list[int]:
+    return [event for event in events if event >= 0]

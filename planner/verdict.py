@@ -1,58 +1,29 @@
-"""Whether a run fits a card: what the process needs against what the card has left."""
+"""
+Whether a run fits a card: decided by running it through the allocator on what the card has for tensors.
+
+The run is simulated when somebody asks. Where no card is named, an outlook over the common ones says what a usual reserve would do.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from planner.accuracy import accuracy_of
 from planner.device import Device
 from planner.formulas import runtime
-from planner.report import Outcome, Verdict
+from planner.report import Held, Outcome, Verdict
 from planner.units import ceil_div
 
-# The stated error of the closed form at the allocated level: its worst case over the matrix that the tests hold against the
-# traced oracle, and over the published runs.
-ERROR_PERCENT = 1
+if TYPE_CHECKING:
+    from planner.simulation import Simulation
+
+_AMPERE = (8, 0)
 
 
-class Sizes(NamedTuple):
-    """
-    The same peak at the three levels that a user can observe.
-
-    Attributes:
-        allocated_bytes: Blocks in use: what `torch.cuda.max_memory_allocated()` says.
-        reserved_bytes: With what the caching allocator holds beyond them. Provisional: a stated share, not yet a simulation.
-        process_bytes: With the CUDA context and libraries: what nvidia-smi shows. Provisional as well.
-        context_bytes: The last step's difference.
-        error_bytes: The stated error of `process_bytes`.
-    """
-
-    allocated_bytes: int
-    reserved_bytes: int
-    process_bytes: int
-    context_bytes: int
-    error_bytes: int
-
-
-def sizes(allocated_bytes: int, device: Device | None) -> Sizes:
-    """
-    From allocated bytes to what the process holds.
-
-    The error adds up: 1 % of the allocated bytes (the closed form's), and the uncertainty of each provisional term.
-
-    Args:
-        allocated_bytes: The peak of allocated blocks.
-        device: The card, or None for a card like most.
-    """
-    reserve = runtime.allocator_reserve(allocated_bytes)
-    context = runtime.cuda_context(device.compute_capability if device else None)
-    reserved = allocated_bytes + reserve.nbytes
-    return Sizes(
-        allocated_bytes=allocated_bytes,
-        reserved_bytes=reserved,
-        process_bytes=reserved + context.nbytes,
-        context_bytes=context.nbytes,
-        error_bytes=ceil_div(allocated_bytes * ERROR_PERCENT, 100) + reserve.error_bytes + context.error_bytes,
-    )
+def context_of(device: Device | None) -> runtime.Estimate:
+    """Bytes of the CUDA context on a card, or on one like most."""
+    return runtime.cuda_context(device.compute_capability if device else None)
 
 
 def budget_bytes(device: Device) -> int:
@@ -60,25 +31,92 @@ def budget_bytes(device: Device) -> int:
     return max(device.total_bytes - device.used_bytes, 0)
 
 
-def judge(needed: Sizes, device: Device, binding_phase: str) -> Verdict:
+def usable_bytes(device: Device) -> int:
+    """What of that is left for tensors, once the context is there."""
+    return max(budget_bytes(device) - context_of(device).nbytes, 0)
+
+
+def held(simulations: Sequence[Simulation], device: Device | None) -> Held:
+    """
+    What a run holds at its peak: on the card if it runs there, else where there is room.
+
+    Args:
+        simulations: The run; after it the same in other orders of loading, where the stack leaves that to chance.
+        device: The card; None for one without end.
+    """
+    reserved = [_reserved(simulation, device) for simulation in simulations]
+    return Held(reserved[0], reserved[0] + context_of(device).nbytes, min(reserved), max(reserved))
+
+
+def judge(simulations: Sequence[Simulation], device: Device, binding_phase: str, engine: str, *, explains: bool = True) -> Verdict:
     """
     The verdict of one card.
 
-    `tight` is a fit by less than the stated error: it may well run, and it may not.
-
     Args:
-        needed: What the run needs.
+        simulations: As for `held`.
         device: The card.
-        binding_phase: The phase that needs the most.
+        binding_phase: The phase that allocates the most.
+        engine: Whose history it is: its stated error.
+        explains: Whether to look for the way out where it does not run at once: expandable segments.
     """
-    budget = budget_bytes(device)
-    headroom = budget - needed.process_bytes
-    outcome: Outcome = "does_not_fit" if headroom < 0 else "tight" if headroom < needed.error_bytes else "fits"
+    main, usable, total = simulations[0], usable_bytes(device), device.total_bytes
+    trial = main.on(usable, total)
+    context, accuracy = context_of(device), accuracy_of(engine)
+    required = _reserved(main, device) + context.nbytes
+    unexplained = accuracy.process_bytes if device.compute_capability >= _AMPERE else 0
+    error = accuracy.error_bytes(required - context.nbytes, max(context.error_bytes, unexplained))
+    headroom = budget_bytes(device) - required
+    outcome: Outcome = "fits"
+    if not trial.runs:
+        outcome = "does_not_fit"
+    elif trial.num_flushes or headroom < error or not all(other.fits(usable, total) for other in simulations[1:]):
+        outcome = "tight"
+    is_rescued = None
+    if explains and (trial.num_flushes or not trial.runs) and not main.settings.expandable_segments:
+        is_rescued = main.on(usable, total, expandable=True).runs
     return Verdict(
         outcome=outcome,
-        required_bytes=needed.process_bytes,
-        budget_bytes=budget,
+        required_bytes=required,
+        budget_bytes=budget_bytes(device),
         headroom_bytes=headroom,
         binding_phase=binding_phase,
-        error_bytes=needed.error_bytes,
+        error_bytes=error,
+        num_flushes=trial.num_flushes,
+        failure=trial.failure,
+        runs_with_expandable_segments=is_rescued,
     )
+
+
+def _reserved(simulation: Simulation, device: Device | None) -> int:
+    if device is not None:
+        trial = simulation.on(usable_bytes(device), device.total_bytes)
+        if trial.runs:
+            return trial.reserved_bytes
+    return simulation.endless.reserved_bytes
+
+
+def usual_process_bytes(allocated_bytes: int, device: Device | None = None) -> int:
+    """What a process usually holds that allocates so much, without a simulation: a usual reserve and the context."""
+    return allocated_bytes + runtime.allocator_reserve(allocated_bytes).nbytes + context_of(device).nbytes
+
+
+def outlook(allocated_bytes: int, device: Device, binding_phase: str, engine: str) -> Verdict:
+    """
+    What to expect of a card, without a simulation: allocated bytes, a usual reserve and the context.
+
+    `tight` where the room left is less than how far that may be off.
+
+    Args:
+        allocated_bytes: The peak of allocated blocks.
+        device: The card.
+        binding_phase: The phase that it falls in.
+        engine: Whose peak it is.
+    """
+    reserve, context = runtime.allocator_reserve(allocated_bytes), context_of(device)
+    required = usual_process_bytes(allocated_bytes, device)
+    error = ceil_div(allocated_bytes * accuracy_of(engine).allocated, 10_000) + reserve.error_bytes + context.error_bytes
+    headroom = budget_bytes(device) - required
+    # more than the card has is allocated at once: no reserve decides that
+    lacks = allocated_bytes > usable_bytes(device)
+    outcome: Outcome = "does_not_fit" if lacks else "tight" if headroom < error else "fits"
+    return Verdict(outcome, required, budget_bytes(device), headroom, binding_phase, error)

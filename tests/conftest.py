@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from planner.allocator.settings import VARIABLES
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_allocator() -> None:
+    """PyTorch's allocator as it is without settings, whatever the machine that tests has."""
+    for name in VARIABLES:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.device import Device
 from planner.engines.analytic import Analysis
 from planner.engines.traps import Trap
+from planner.history import History, Stretch
 from planner.ledger import Allocation, Category, Ledger, Phase, Span
 from planner.recipe import Recipe
 from planner.spec import ModelSpec, ModuleKind
@@ -56,6 +57,25 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         paged_bytes=paged,
         host_ram_bytes=0,
         download_bytes=spec.num_parameters * 2,
+        run_key=(),
+        races=False,
+        _write=lambda ahead: history(rows, spans),
         _find_traps=lambda: traps,
         warnings=(),
     )
+
+
+def history(rows: tuple[Allocation, ...], spans: tuple[Span, ...]) -> History:
+    """The rows as events: at each step what ends goes before what begins comes."""
+    found, storages = History(), {}
+    for span in spans:
+        begin = len(found.events)
+        for step in range(span.begin, span.end):
+            for row in rows:
+                if row.end == step:
+                    found.drop(storages[row.name])
+            for row in rows:
+                if row.begin == step:
+                    storages[row.name] = found.add(row.nbytes, row.name, row.category, row.scope)
+        found.stretches.append(Stretch(span.phase, begin, len(found.events)))
+    return found

@@ -25,12 +25,12 @@ def offered(model: str = LLAMA_7B, **knobs) -> list[dict]:
 
 
 def test_only_what_saves_noticeably_is_suggested():
-    """Each suggestion saves one percent of the process or more."""
+    """Each suggestion saves one percent of what is allocated or more."""
     report = api.estimate(LLAMA_70B, seq_len=2048, batch_size=4)
 
     assert report.suggestions
-    assert all(100 * s.saved_bytes >= report.peak.process_bytes for s in report.suggestions)
-    assert all(s.saved_bytes == report.peak.process_bytes - s.process_bytes for s in report.suggestions)
+    assert all(100 * s.saved_bytes >= report.peak.allocated_bytes for s in report.suggestions)
+    assert all(s.saved_bytes == report.peak.allocated_bytes - s.allocated_bytes for s in report.suggestions)
 
 
 def test_what_is_already_so_is_not_suggested():
@@ -78,10 +78,10 @@ def test_a_refused_change_is_left_out():
 
 def test_the_next_command_makes_it_fit():
     """A run that does not fit is answered with a command whose run does."""
-    report = api.estimate(LLAMA_7B, gpu="t4", method="lora", seq_len=2048)
+    report = api.estimate(LLAMA_7B, gpu="t4", method="lora", seq_len=8192)
     command = shlex.split(advice.next_command(report))
     knobs, _ = report.details.make_it_fit()
-    changed = api.estimate(LLAMA_7B, gpu="t4", **{"method": "lora", "seq_len": 2048, **knobs})
+    changed = api.estimate(LLAMA_7B, gpu="t4", **{"method": "lora", "seq_len": 8192, **knobs})
 
     assert report.verdict.outcome == "does_not_fit"
     assert command[:3] == ["qplan", "estimate", LLAMA_7B]
@@ -102,9 +102,9 @@ def test_a_fit_is_followed_by_its_explanation():
 
 
 def test_without_a_card_the_smallest_that_fits_is_next():
-    """The command names the smallest common card that takes the run."""
+    """The command names the smallest common card that is expected to take the run."""
     report = api.estimate(LLAMA_70B)
-    smallest = next(card for card in report.verdicts if card.verdict.outcome == "fits")
+    smallest = next(card for card in report.outlook if card.verdict.outcome == "fits")
     words = shlex.split(advice.next_command(report))
 
     assert catalog.find_device(words[-1]).name == smallest.device.name

@@ -10,6 +10,7 @@ import pytest
 
 import planner
 from planner import api
+from planner.allocator import replay
 from planner.device import Device
 from planner.errors import InvalidRecipeError, UnavailableError, UnknownDeviceError, UnknownModelError, UnsupportedRecipeError
 from planner.spec import ModelSpec
@@ -41,7 +42,15 @@ CONTRACT = {
     "recipe": dict,
     "stack": dict,
     "phases": [{"phase": str, "allocated_peak_bytes": int, "by_category": dict}],
-    "peak": {"phase": str, "allocated_bytes": int, "reserved_bytes": int, "process_bytes": int, "by_category": dict},
+    "peak": {
+        "phase": str,
+        "allocated_bytes": int,
+        "reserved_bytes": int,
+        "process_bytes": int,
+        "reserved_low_bytes": int,
+        "reserved_high_bytes": int,
+        "by_category": dict,
+    },
     "steady_bytes": int,
     "host": {"ram_peak_bytes": int, "paged_bytes": int, "download_bytes": int},
     "device": {"name": str, "total_bytes": int, "context_bytes": int, "usable_bytes": int},
@@ -52,6 +61,9 @@ CONTRACT = {
         "headroom_bytes": int,
         "binding_phase": str,
         "error_bytes": int,
+        "num_flushes": int,
+        "failure": type(None),
+        "runs_with_expandable_segments": type(None),
     },
     "warnings": list,
 }
@@ -146,7 +158,7 @@ def test_suggestions_are_re_estimates():
     assert {"gradient_checkpointing": True} in [s.knobs for s in report.suggestions]
     for suggestion in report.suggestions:
         again = api.estimate(LLAMA_7B, gpu="rtx 4090", **{**knobs, **suggestion.knobs})
-        assert report.peak.process_bytes - again.peak.process_bytes == suggestion.saved_bytes
+        assert report.peak.allocated_bytes - again.peak.allocated_bytes == suggestion.saved_bytes
         assert again.verdict == suggestion.verdict
 
 
@@ -230,3 +242,43 @@ def test_public_names_resolve_and_are_listed():
     assert callable(planner.compare)
     with pytest.raises(AttributeError, match="no attribute 'sweep'"):
         planner.sweep  # noqa: B018 - the access is what is tested
+
+
+def test_a_run_that_fails_says_where():
+    """The contract's failure: the operation, its phase, and what was alive, which adds up."""
+    verdict = api.estimate(LLAMA_70B, rank=16, gpu="t4", stack="latest").model_dump()["verdict"]
+    failure = verdict["failure"]
+
+    assert verdict["outcome"] == "does_not_fit"
+    assert set(failure) == {
+        "operation", "scope", "phase", "requested_bytes", "allocated_bytes", "reserved_bytes", "by_category",
+    }  # fmt: skip
+    assert (failure["phase"], verdict["binding_phase"]) == ("prepare", "backward")
+    assert sum(failure["by_category"].values()) == failure["allocated_bytes"]
+    assert verdict["runs_with_expandable_segments"] is False
+
+
+def test_the_environments_allocator_settings_are_the_runs(monkeypatch):
+    """PyTorch reads PYTORCH_CUDA_ALLOC_CONF; a setting that it would refuse is refused before any work."""
+    before = api.estimate(LLAMA_7B, method="lora", stack="latest").peak.reserved_bytes
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "roundup_power2_divisions:1,max_split_size_mb:64")
+    after = api.estimate(LLAMA_7B, method="lora", stack="latest")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable:True")
+
+    assert after.details.settings.max_split_size == 64 << 20
+    assert after.peak.reserved_bytes >= before
+    with pytest.raises(InvalidRecipeError, match="no setting of PyTorch"):
+        api.estimate(LLAMA_7B)
+
+
+def test_what_is_simulated_waits_until_somebody_asks(monkeypatch):
+    """An estimate alone runs no allocator; its verdict does, once."""
+    ran = []
+    monkeypatch.setattr("planner.simulation.replay", lambda *args: ran.append(args) or replay(*args))
+    report = api.estimate(LLAMA_7B, gpu="a6000", stack="latest")
+    _ = report.peak.allocated_bytes, report.suggestions, report.outlook
+
+    assert ran == []
+    assert report.verdict.fits
+    assert report.peak.reserved_bytes == report.verdict.required_bytes - report.device.context_bytes
+    assert len(ran) == 1

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from planner.report import HostReport, ModelReport, PeakReport, PhaseReport, Report, Verdict
+from planner.report import Held, HostReport, ModelReport, PeakReport, PhaseReport, Report, Verdict
 
 REPORT = Report(
     engine="analytic",
@@ -15,7 +15,7 @@ REPORT = Report(
     recipe={"targets": ["q_proj"]},
     stack={"source": "newest profile"},
     phases=(PhaseReport("forward", 5, {"parameter": 5}),),
-    peak=PeakReport("forward", 5, 6, 7, {"parameter": 5}),
+    peak=PeakReport("forward", 5, {"parameter": 5}, lambda: Held(6, 7, 6, 6)),
     steady_bytes=4,
     host=HostReport(1, 2, 3),
 )
@@ -28,6 +28,15 @@ def test_a_dump_is_nested_json():
     assert json.loads(REPORT.model_dump_json(indent=1)) == dumped
     assert dumped["schema_version"] == 1
     assert dumped["phases"] == [{"phase": "forward", "allocated_peak_bytes": 5, "by_category": {"parameter": 5}}]
+    assert dumped["peak"] == {
+        "phase": "forward",
+        "allocated_bytes": 5,
+        "reserved_bytes": 6,
+        "process_bytes": 7,
+        "reserved_low_bytes": 6,
+        "reserved_high_bytes": 6,
+        "by_category": {"parameter": 5},
+    }
     assert (dumped["device"], dumped["verdict"], dumped["warnings"]) == (None, None, [])
     assert "details" not in dumped
 

@@ -1,108 +1,168 @@
-"""Running the first and the last of equal layers gives the peaks of running them all."""
+"""Three instances give the events of all, where they can; where they cannot, that is said."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from planner.architecture import build_spec
-from planner.dtypes import DType
-from planner.engines.analytic import decoder_of
-from planner.engines.modules import kernels_of
-from planner.engines.resting import rest
-from planner.engines.step import run_step
-from planner.ledger import Ledger, Phase, Rows
-from planner.preparation import prepare
-from planner.recipe import make_recipe
-from planner.schedule import Tape
-from planner.stack import LATEST, behaviours, resolve
-from planner.unrolling import unroll
+from planner.history import History, Stretch
+from planner.ledger import Category, Phase
+from planner.unrolling import NotRepeatable, unroll_events, unroll_history
 
-METHODS = {
-    "full": {"method": "full", "optim": "adamw_torch"},
-    "lora": {"method": "lora"},
-    "qlora": {"method": "qlora"},
-    "qlora-unprepared": {"method": "qlora", "kbit_prepare": False},
-    "int8": {"method": "qlora", "quantization": "int8"},
-    "dora": {"method": "lora", "dora": True, "dropout": 0.0},
-}
-CHECKPOINTING = {
-    "none": {"gradient_checkpointing": False},
-    "non-reentrant": {"gradient_checkpointing": True, "use_reentrant": False},
-    "reentrant": {"gradient_checkpointing": True, "use_reentrant": True},
-}
+SIZES = {"weight": 100, "kept": 10, "passing": 5, "gradient": 7, "state": 3}
 
 
-def config(layers: int) -> dict[str, Any]:
-    return {
-        "model_type": "llama", "vocab_size": 512, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    }  # fmt: skip
+class Writer:
+    """A model of equal layers: loading, a forward that keeps, a backward that frees the neighbour's, an optimizer's step."""
+
+    def __init__(self, layers: list[int], numbers: list[int]) -> None:
+        self.history = History()
+        self.layers, self.numbers = layers, numbers
+        self.named: dict[tuple[str, int], int] = {}
+
+    def add(self, name: str, owner: int) -> None:
+        """A layer's storage is born."""
+        self.named[name, owner] = self.history.add(
+            SIZES[name], name, Category.ACTIVATION, f"layers.{self.layers[owner]}", self.numbers[owner]
+        )
+
+    def drop(self, name: str, owner: int) -> None:
+        """It dies."""
+        self.history.drop(self.named.pop((name, owner)))
+
+    def stretch(self, phase: Phase, begin: int, owner: int | None = None) -> None:
+        """What was written since `begin`."""
+        number = None if owner is None else self.numbers[owner]
+        self.history.stretches.append(Stretch(phase, begin, len(self.history.events), number))
+
+    def write(self) -> History:
+        """Two steps."""
+        h, owners = self.history, range(len(self.layers))
+        embedding = h.add(1000, "embedding", Category.PARAMETER)
+        for owner in owners:
+            self.add("weight", owner)
+        h.flushes.append(len(h.events))
+        self.stretch(Phase.LOAD, 0)
+        for step in range(2):
+            for owner in owners:
+                begin = len(h.events)
+                self.add("kept", owner)
+                self.add("passing", owner)
+                if owner:
+                    self.drop("passing", owner - 1)
+                self.stretch(Phase.FORWARD, begin, owner)
+            begin = len(h.events)
+            self.drop("passing", owners[-1])
+            h.drop(h.add(50, "loss", Category.LOGITS))
+            self.stretch(Phase.BACKWARD, begin)
+            for owner in reversed(owners):
+                begin = len(h.events)
+                self.add("gradient", owner)
+                if owner < owners[-1]:
+                    self.drop("kept", owner + 1)  # the layer after it
+                self.stretch(Phase.BACKWARD, begin, owner)
+            begin = len(h.events)
+            self.drop("kept", 0)
+            for owner in owners:
+                if step == 0:
+                    self.add("state", owner)
+            for owner in owners:
+                self.drop("gradient", owner)
+            self.stretch(Phase.OPTIMIZER_STEP, begin)
+        h.drop(embedding)
+        h.stretches.append(Stretch(Phase.SAVE, len(h.events) - 1, len(h.events)))
+        return h
 
 
-def peaks(layers: int, knobs: dict[str, Any], *, singly: bool, kinds: str = "a") -> dict[Phase, int]:
-    """The peak of each phase, for layers of two kinds; singly, every layer is a structure of its own, and so is run."""
-    spec = build_spec(config(layers), id="tiny")
-    recipe = resolve(make_recipe(seq_len=64, **knobs), LATEST, DType.BF16)
-    known = behaviours(LATEST, recipe)
-    preparation = prepare(spec, recipe, known)
-    decoder = decoder_of(spec)
-    first = decoder.layers[0]
-    kind = {"a": first, "b": first._replace(mlp=first.mlp._replace(act="gelu_new"))}
-    decoder = decoder._replace(layers=tuple(kind[kinds[i % len(kinds)]] for i in range(layers)))
-    if singly:
-        decoder = decoder._replace(layers=tuple(layer._replace() for layer in decoder.layers))
-    resting = rest(spec, preparation, recipe, lambda name: True)
-    tape = run_step(decoder, preparation, recipe, known, resting, kernels_of(preparation, recipe, (8, 0)))
-    rows = Rows()
-    spans = unroll(tape, 0, rows)
-    return {phase: peak.nbytes for phase, peak in Ledger("test", rows, spans).peaks.items()}
+def written(depth: int, *, all_of_them: bool) -> History:
+    """A history of so many layers: of three of them, or of every one."""
+    if all_of_them:
+        return Writer(list(range(depth)), list(range(depth))).write()
+    history = Writer([0, 1, depth - 1], [0, 1, 2]).write()
+    history.repeat = depth
+    return history
 
 
-@pytest.mark.parametrize("layers", [2, 3, 6])
-@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("entry_point", ["trl", "loop"])
-def test_first_and_last_give_the_peaks_of_all(entry_point, accumulation, method, checkpointing, layers):
-    """To the byte in every phase."""
-    knobs = {"entry_point": entry_point, "grad_accum": accumulation, **METHODS[method], **CHECKPOINTING[checkpointing]}
-
-    assert peaks(layers, knobs, singly=True) == peaks(layers, knobs, singly=False)
-
-
-@pytest.mark.parametrize("kinds", ["ab", "aabbbb", "abbbbb", "bbbbba", "aab"])
-@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
-@pytest.mark.parametrize("method", ["full", "qlora"])
-def test_layers_of_two_kinds(method, checkpointing, kinds):
-    """The kinds may alternate, or follow each other, in any proportion."""
-    knobs = {**METHODS[method], **CHECKPOINTING[checkpointing]}
-
-    assert peaks(6, knobs, singly=True, kinds=kinds) == peaks(6, knobs, singly=False, kinds=kinds)
+def spelled(history: History) -> list[tuple[str, str, str, int]]:
+    """Events in words, and the books kept: nothing dies twice or before it was born."""
+    alive: set[int] = set()
+    found = []
+    for event in history.events:
+        storage = event if event >= 0 else ~event
+        if event >= 0:
+            alive.add(storage)
+        else:
+            alive.remove(storage)
+        found.append(("born" if event >= 0 else "dies", history.names[storage], history.scopes[storage], history.sizes[storage]))
+    return found
 
 
-@pytest.mark.parametrize("method", ["full", "qlora"])
-def test_sums_that_are_not_made_in_place(method, monkeypatch):
-    """The same where gradients are never added in place."""
-    monkeypatch.setattr(Tape, "default_in_place", False)
-    knobs = {**METHODS[method], **CHECKPOINTING["none"]}
+@pytest.mark.parametrize("depth", [4, 5, 6, 7, 12])
+def test_every_event_of_every_layer(depth):
+    """Event for event what a run of all layers writes, with names, owners, stretches and flushes."""
+    whole, unrolled = written(depth, all_of_them=True), unroll_history(written(depth, all_of_them=False))
 
-    assert peaks(5, knobs, singly=True) == peaks(5, knobs, singly=False)
+    assert spelled(unrolled) == spelled(whole)
+    assert unrolled.flushes == whole.flushes
+    assert unrolled.stretches == whole.stretches
+    births = [[history.owners[e] for e in history.events if e >= 0] for history in (unrolled, whole)]
+    assert births[0] == births[1]
 
 
-def test_allocations_are_rounded_one_by_one():
-    """Each storage takes whole blocks of 512 bytes, what the layers between leave behind included."""
-    spec = build_spec(config(6), id="tiny")
-    recipe = resolve(make_recipe(seq_len=64, method="full", gradient_checkpointing=False), LATEST, DType.BF16)
-    known = behaviours(LATEST, recipe)
-    preparation = prepare(spec, recipe, known)
-    resting = rest(spec, preparation, recipe, lambda name: True)
-    tape = run_step(decoder_of(spec), preparation, recipe, known, resting, kernels_of(preparation, recipe, (8, 0)))
-    rows = Rows()
-    unroll(tape, 10, rows)
+@pytest.mark.parametrize("depth", [4, 9])
+def test_events_alone_are_the_same(depth):
+    """What an allocator needs, and where each storage comes from."""
+    history = written(depth, all_of_them=False)
+    events, named = unroll_events(history), unroll_history(history)
 
-    assert all(size % 512 == 0 for size in rows.sizes)
-    assert min(rows.begins) >= 10
-    assert all(begin <= end for begin, end in zip(rows.begins, rows.ends, strict=True))
+    assert (events.events, events.sizes, events.flushes) == (named.events, named.sizes, named.flushes)
+    assert [events.scope(i) for i in range(len(events.sizes))] == named.scopes
+    assert [history.names[events.origin(i)] for i in range(len(events.sizes))] == named.names
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_what_is_whole_stays_as_it_is(depth):
+    """Three instances or fewer are all there are."""
+    history = written(3, all_of_them=True)
+    history.repeat = depth
+
+    assert unroll_history(history) is history
+    assert unroll_events(history).events == history.events
+
+
+def test_instances_that_differ_are_refused():
+    """A last layer that makes something else stands for no other."""
+    history = written(8, all_of_them=False)
+    history.sizes[next(i for i, owner in enumerate(history.owners) if owner == 2)] += 1
+
+    with pytest.raises(NotRepeatable, match="make different storages"):
+        unroll_history(history)
+
+
+def test_a_layer_that_frees_what_belongs_to_no_layer_is_refused():
+    """Every copy would free it again."""
+    history = written(8, all_of_them=False)
+    last = next(s for s in history.stretches if s.instance == 2)
+    history.events[last.end - 1] = ~history.names.index("embedding")
+
+    with pytest.raises(NotRepeatable, match="belongs to no neighbour"):
+        unroll_history(history)
+
+
+def test_instances_in_another_order_are_refused():
+    """Passes run from the first to the last, or back."""
+    history = written(8, all_of_them=False)
+    i = next(i for i, s in enumerate(history.stretches) if s.instance == 1)
+    history.stretches[i] = history.stretches[i]._replace(instance=2)
+
+    with pytest.raises(NotRepeatable, match="in the order"):
+        unroll_history(history)
+
+
+def test_a_cache_emptied_between_layers_is_refused():
+    """How often it would be for all of them is not known."""
+    history = written(8, all_of_them=False)
+    second = next(s for s in history.stretches if s.instance == 1)
+    history.flushes.append(second.begin)
+
+    with pytest.raises(NotRepeatable, match="emptied between layers"):
+        unroll_history(history)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from planner.cli import options
+
+if TYPE_CHECKING:
+    from planner.report import Report
 
 
 @options.takes_recipe()
@@ -17,6 +21,9 @@ def estimate(
     engine: options.Engine = "analytic",
     json: options.Json = False,
     explain: options.Explain = False,
+    timeline: options.Timeline = None,
+    whole_run: options.WholeRun = False,
+    snapshot: options.Snapshot = None,
     *,
     knobs: dict[str, Any],
 ) -> int:
@@ -29,6 +36,8 @@ def estimate(
     from planner import api
     from planner.render import terminal
 
+    if timeline or snapshot or whole_run:
+        _check(timeline or (), snapshot, whole_run=whole_run)
     report = api.estimate(model, gpu=gpu, stack=stack, revision=revision, engine=engine, **knobs)
     if json:
         terminal.write([report.model_dump_json(indent=2)])
@@ -36,4 +45,34 @@ def estimate(
         from planner.render import estimate as screen
 
         terminal.write(screen.lines(report, terminal.Terminal.of(sys.stdout), explain=explain))
+    if timeline or snapshot:
+        terminal.write(_write(report, timeline or (), snapshot, whole_run=whole_run), sys.stderr)
     return 0 if report.fits else 1
+
+
+def _check(timeline: Sequence[str], snapshot: str | None, *, whole_run: bool) -> None:
+    """Refuse files that cannot be written, before any work is done."""
+    from planner.errors import InvalidOutputError
+    from planner.files import output_path
+    from planner.render import timeline as pictures
+    from planner.snapshot import SUFFIXES
+
+    if whole_run and not timeline:
+        hint = "add --timeline run.html; a snapshot always has the whole run"
+        raise InvalidOutputError("--whole-run is given without a timeline to draw", hint=hint)
+    for path in timeline:
+        pictures.check(path)
+    if snapshot:
+        output_path(snapshot, SUFFIXES)
+
+
+def _write(report: Report, timeline: Sequence[str], snapshot: str | None, *, whole_run: bool) -> Iterator[str]:
+    """Write the files; what was written, a line each."""
+    if timeline:
+        picture = report.timeline(whole_run=whole_run)
+        shown = f"{'the whole run' if whole_run else 'one training step'}, {picture.timeline.end - picture.timeline.begin:,} events"
+        for path in timeline:
+            picture.save(path)
+            yield f"wrote {path}: {shown}"
+    if snapshot:
+        yield f"wrote {snapshot}: {report.snapshot(snapshot):,} entries, for https://pytorch.org/memory_viz"

@@ -206,3 +206,27 @@ Explain = Annotated[
     bool,
     typer.Option("--explain", help="Also print what makes up the numbers, and where each comes from.", rich_help_panel=OUTPUT),
 ]
+Timeline = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--timeline",
+        help="Draw memory over one step: FILE.html (a page), FILE.png (needs qplan[plot]) or FILE.json (numbers). May be repeated.",
+        metavar="FILE",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
+WholeRun = Annotated[
+    bool,
+    typer.Option("--whole-run", help="Draw the timeline from the loading on, rather than over one step.", rich_help_panel=OUTPUT),
+]
+Snapshot = Annotated[
+    str | None,
+    typer.Option(
+        "--snapshot",
+        help="Write the run as FILE.pickle, which https://pytorch.org/memory_viz opens.",
+        metavar="FILE",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]

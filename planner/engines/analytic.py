@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
 from planner.device import Device
-from planner.dtypes import DType
+from planner.engines.analysis import Analysis, host_ram
 from planner.engines.layout import Layouts
 from planner.engines.loading import Loading
 from planner.engines.modules import Kernels, kernels_of
 from planner.engines.resting import Resting, rest
 from planner.engines.step import run_step
-from planner.engines.traps import Trap, find_traps
+from planner.engines.traps import find_traps
 from planner.errors import UnsupportedModelError
 from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
 from planner.ledger import Allocation, Category, Ledger, Phase, Rows, Span
@@ -32,39 +31,11 @@ from planner.schedule import Tape
 from planner.spec import ModelSpec
 from planner.stack import Behaviours, Stack, behaviours
 
+if TYPE_CHECKING:
+    from planner.history import History
+
 DEFAULT_CAPABILITY = (8, 0)
 """Compute capability that is assumed where no card is named: kernels and workspaces of Ampere."""
-
-
-@dataclass(frozen=True, eq=False)
-class Analysis:
-    """
-    What the engine found.
-
-    Attributes:
-        ledger: Every allocation and its lifetime.
-        steady_bytes: What stays allocated between steps, from the second step on.
-        num_quantized_parameters, num_trainable_parameters: Counts of elements.
-        paged_bytes: Optimizer state in CUDA managed memory.
-        host_ram_bytes: RAM of the process beside the card.
-        download_bytes: Size of the checkpoint's weights.
-        warnings: What the user should know about this answer.
-    """
-
-    ledger: Ledger
-    steady_bytes: int
-    num_quantized_parameters: int
-    num_trainable_parameters: int
-    paged_bytes: int
-    host_ram_bytes: int
-    download_bytes: int
-    warnings: tuple[str, ...] = ()
-    _find_traps: Callable[[], tuple[Trap, ...]] = field(default=tuple, repr=False)
-
-    @cached_property
-    def traps(self) -> tuple[Trap, ...]:
-        """What the recipe costs without saying so, largest first; found when somebody asks, since it may plan the run again."""
-        return self._find_traps()
 
 
 def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None = None) -> Analysis:
@@ -101,10 +72,21 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         num_quantized_parameters=preparation.num_quantized_parameters,
         num_trainable_parameters=preparation.num_trainable_parameters,
         paged_bytes=resting.managed_bytes,
-        host_ram_bytes=_host_ram(spec, recipe, known) + resting.host_bytes,
+        host_ram_bytes=host_ram(spec, recipe, known) + resting.host_bytes,
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
+        _write=lambda ahead: _course(spec, base, recipe, kernels, capability[0], ahead),
+        run_key=(kernels, workspace),
+        races=known.reads_ahead,
         _find_traps=lambda: find_traps(preparation, recipe, lambda r: analyse(spec, r, stack, device).ledger.high[1]),
     )
+
+
+def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, capability_major: int, ahead: int | None) -> History:
+    """The history; its modules are loaded when somebody asks."""
+    from planner.engines.course import Course
+
+    course = Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, capability_major)
+    return course.write(ahead)
 
 
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
@@ -200,18 +182,3 @@ def decoder_of(spec: ModelSpec) -> Decoder:
             hint="its weights are known: `qplan models` shows them; another engine is needed for its step",
         )
     return family.decoder(Fields(spec.config))
-
-
-def _host_ram(spec: ModelSpec, recipe: Recipe, known: Behaviours) -> int:
-    """
-    RAM that loading takes beside the interpreter: the whole model where it is built on the CPU first, else the largest tensor, as
-    stored and as cast. Files are memory-mapped: their pages count as cache.
-
-    Source:
-        transformers@5.23.0, core_model_loading.py; facts by version in `stack.Behaviours.loads_on`.
-    """
-    wanted = DType(recipe.dtype)
-    if known.loads_on == "cpu":
-        return spec.num_parameters * wanted.num_bytes
-    largest = max((module.weight_numel for module in spec.modules), default=0)
-    return largest * (spec.dtype.num_bytes + (0 if wanted is spec.dtype else wanted.num_bytes))

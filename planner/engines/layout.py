@@ -12,11 +12,11 @@ import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
+from planner.extrapolation import unroll
 from planner.ledger import Rows, Span
 from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.symbolic import Recording
-from planner.unrolling import unroll
 
 Run = Callable[[Recipe], Tape]
 Steps = tuple[Rows, list[Span]]

@@ -59,11 +59,10 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, reached: Cal
     out = Resting()
     transient = 0
     for row in preparation.modules:
-        trained = len(out.trainables)
         transient = max(transient, _add_weight(out, row, recipe))
         _add_adapter(out, row)
-        if not reached(row.module.name):
-            del out.trainables[trained:]
+        if reached(row.module.name):
+            out.trainables += [(parameter, row.count) for parameter in trained_tensors(row)]
     if recipe.is_quantized and recipe.double_quant and recipe.quantization != "int8":
         out.add("bitsandbytes: shared dynamic map", Category.QUANT_STATE, DYNAMIC_MAP.nbytes, formula="256 fp32")
     for buffer in spec.buffers:
@@ -73,6 +72,21 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, reached: Cal
         out.rows.append(Allocation("largest tensor while it is prepared", Category.TEMPORARY, transient, 1, 2))
     _add_states(out, recipe)
     return out
+
+
+def trained_tensors(row: PreparedModule) -> tuple[Parameter, ...]:
+    """What is trained of one module, in the order of `named_parameters()`: its own, the copies of `modules_to_save`, its adapter."""
+    module, adapter = row.module, row.adapter
+    found: list[Parameter] = []
+    if row.trainable:
+        found += [] if module.tied_to else [Parameter(module.shape, row.dtype)]
+        found.append(Parameter((module.bias,), row.bias_dtype))
+    if row.saved_copy is not None:
+        found += [Parameter(module.shape, row.saved_copy), Parameter((module.bias,), row.saved_copy)]
+    if adapter is not None:
+        found += [Parameter(adapter.a_shape, adapter.dtype), Parameter(adapter.b_shape, adapter.dtype)]
+        found.append(Parameter((adapter.magnitude,), adapter.magnitude_dtype))
+    return tuple(parameter for parameter in found if parameter.numel)
 
 
 _INT8 = {"weight": "n bytes", "weight.SCB": "4 bytes a row"}
@@ -94,10 +108,6 @@ def _add_weight(out: Resting, row: PreparedModule, recipe: Recipe) -> int:
     transient = _add_stored(out, row, recipe)
     if module.bias:
         out.add(f"{module.name}: bias", Category.PARAMETER, module.bias * row.bias_dtype.num_bytes, count, f"({module.bias},)")
-    if row.trainable:
-        own = () if module.tied_to else (Parameter(module.shape, row.dtype),)
-        bias = (Parameter((module.bias,), row.bias_dtype),) if module.bias else ()
-        out.trainables += [(parameter, count) for parameter in (*own, *bias)]
     if row.saved_copy is not None:
         for shape in (module.shape, (module.bias,)):
             _add_trained(out, f"{module.name}: trained copy", shape, row.saved_copy, count)
@@ -142,7 +152,6 @@ def _add_trained(out: Resting, name: str, shape: tuple[int, ...], dtype: DType, 
     parameter = Parameter(shape, dtype)
     if parameter.numel:
         out.add(name, Category.ADAPTER, parameter.nbytes, count, f"{shape} {dtype}", begin=2)
-        out.trainables.append((parameter, count))
 
 
 def _add_states(out: Resting, recipe: Recipe) -> None:

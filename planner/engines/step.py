@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from planner.architecture.decoder import Attention, Decoder
@@ -42,10 +43,12 @@ def run_step(
         resting: For what the optimizer walks over.
         kernels: What the card runs.
     """
-    return _Step(decoder, preparation, recipe, known, kernels).run(resting)
+    return Step(decoder, preparation, recipe, known, kernels).run(resting)
 
 
-class _Step:
+class Step:
+    """A decoder on a tape. Of layers that are alike the first and the last are run."""
+
     def __init__(
         self, decoder: Decoder, preparation: Preparation, recipe: Recipe, known: Behaviours, kernels: Kernels
     ) -> None:
@@ -57,6 +60,7 @@ class _Step:
         self.modules = Modules(self.t, decoder.layer_prefix, preparation, recipe, kernels)
 
     def run(self, resting: Resting) -> Tape:
+        """The whole step."""
         t = self.t
         with t.phase(Phase.FORWARD):
             earlier = self.accumulated(resting)
@@ -111,8 +115,10 @@ class _Step:
         held: list[Tensor] = []  # the looked-up embeddings keep their names until the model's forward returns
         x = self.embed(held)
         positions = self.positions(x, held[0].dtype)
-        for region, repeat, index in self.schedule(x.requires_grad):
-            x = self.run_layer(region, repeat, x, index, positions[id(decoder.layers[index])])
+        for region, repeat, layers in self.schedule(x.requires_grad):
+            with nullcontext() if region is None else t.region(region, repeat):
+                for index in layers:
+                    x = self.run_layer(x, index, positions[id(decoder.layers[index])])
         for found in positions.values():
             found.outputs, found.is_looping = None, False
         if decoder.norm is not None:
@@ -212,10 +218,11 @@ class _Step:
             transformers@5.23.0, masking_utils.py, sdpa_mask, eager_mask, _ignore_causal_mask_sdpa.
         """
         recipe, t = self.recipe, self.t
-        numel = recipe.batch_size * recipe.seq_len * recipe.seq_len
+        square = recipe.seq_len * recipe.seq_len
+        numel = recipe.batch_size * square
         implementation = self.implementation()
         if implementation == "eager":
-            boolean = t.new(numel, DType.BOOL, "causal mask", Category.INPUT)
+            boolean = t.new(numel if recipe.padding else square, DType.BOOL, "causal mask", Category.INPUT)
             mask = t.new(numel, dtype, "causal mask", Category.INPUT)
             del boolean
             return t.new(numel, DType.BOOL, "causal mask", Category.INPUT) if self.decoder.boolean_mask else mask
@@ -257,22 +264,30 @@ class _Step:
         flash = mask is None and half and fits and self.kernels.is_ampere
         return "flash" if flash else "efficient"
 
-    def schedule(self, input_needs_grad: bool) -> list[tuple[int, int, int]]:
+    def schedule(self, input_needs_grad: bool) -> list[tuple[int | None, int, Sequence[int]]]:
         """
-        Which layers to run: (kind, how often it occurs, index of a layer of that kind), first instances before last ones.
+        Which layers to run: a region, how often it occurs, the indices of its layers. Here each kind of layer is a region, and first
+        instances come before last ones.
+        """
+        counts: dict[tuple[object, ...], list[int]] = {}
+        for i, key in enumerate(self.kinds(input_needs_grad)):
+            counts.setdefault(key, []).append(i)
+        kinds = list(counts.values())
+        firsts = [(kind, len(layers), (layers[0],)) for kind, layers in enumerate(kinds)]
+        lasts = [(kind, len(layers), (layers[-1],)) for kind, layers in enumerate(kinds) if len(layers) > 1]
+        return [*firsts, *lasts]
+
+    def kinds(self, input_needs_grad: bool) -> list[tuple[object, ...]]:
+        """
+        Of each layer, what it does: layers of one kind do the same.
 
         Without a gradient into the embedding the first layer saves less than its siblings, and is a kind of its own.
         """
-        counts: dict[tuple[object, ...], list[int]] = {}
         uniform = self.is_uniform()
-        for i, layer in enumerate(self.decoder.layers):
-            alone = i == 0 and not input_needs_grad
-            key = (id(layer), alone, () if uniform else self.variants(i))
-            counts.setdefault(key, []).append(i)
-        kinds = list(counts.values())
-        firsts = [(kind, len(layers), layers[0]) for kind, layers in enumerate(kinds)]
-        lasts = [(kind, len(layers), layers[-1]) for kind, layers in enumerate(kinds) if len(layers) > 1]
-        return firsts + lasts
+        return [
+            (id(layer), i == 0 and not input_needs_grad, () if uniform else self.variants(i))
+            for i, layer in enumerate(self.decoder.layers)
+        ]
 
     def is_uniform(self) -> bool:
         """Whether every name has one row: then layers can differ by their structure only."""
@@ -287,7 +302,8 @@ class _Step:
                 found.append(next((i for i, r in enumerate(rows) if r.module.layers and layer in r.module.layers), -1))
         return tuple(found)
 
-    def run_layer(self, region: int, repeat: int, x: Tensor, index: int, positions: Positions) -> Tensor:
+    def run_layer(self, x: Tensor, index: int, positions: Positions) -> Tensor:
+        """One layer, checkpointed where the recipe says so."""
         t, recipe = self.t, self.recipe
         layer = self.decoder.layers[index]
         weights = self.modules.weights(layer, index)
@@ -297,10 +313,9 @@ class _Step:
         def forward(x: Tensor) -> Tensor:
             return decoder_layer(t, x, layer, weights, batch, positions)
 
-        with t.region(region, repeat):
-            if recipe.gradient_checkpointing:
-                return t.checkpoint(forward, x, reentrant=bool(recipe.use_reentrant))
-            return forward(x)
+        if recipe.gradient_checkpointing:
+            return t.checkpoint(forward, x, reentrant=bool(recipe.use_reentrant))
+        return forward(x)
 
     def optimizer_step(self, resting: Resting) -> None:
         """Clipping, the step, and the end of the gradients (`zero_grad(set_to_none=True)`)."""
@@ -315,5 +330,9 @@ class _Step:
         if temporaries:
             step = Storage(t, temporaries, f"{recipe.optim} step", Category.TEMPORARY)
             del step
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """`zero_grad(set_to_none=True)`."""
         for leaf in self.modules.leaves:
             leaf.grad = None

@@ -1,7 +1,7 @@
 """
 What a process holds on a card beyond what torch allocates: provisional figures, each with its source and its range.
 
-None is a formula. They stand until the allocator is replayed and a card is measured; reports name them as provisional.
+None is a formula. Contexts enter every verdict; the reserve only the outlook over cards that are not simulated.
 """
 
 from __future__ import annotations

@@ -97,6 +97,7 @@ def _log_probs(t: Tape, hidden: Tensor, head: Linear, *, metrics: bool) -> tuple
     rows = _tiles(scored, TILE_TOKENS, width, views=hidden.dtype is compute)
     slabs = _tiles(weight.numel // width, TILE_VOCABULARY, width, views=weight.dtype is compute)
     _together(t, compute, rows.first, slabs.first)
+    t.multiplies()
     _together(t, compute, rows.first, rows.second)
     held = t.new(rows.last, compute, "tile of hidden states")
     log = t.new(scored, DType.FP32, "logarithm")
@@ -138,6 +139,7 @@ class _LogProbsBackward:
         sums = [None if r is None else t.new(r[0], DType.FP32, "fp32 gradient of the head", Category.LOGITS) for r in self.results]
         tile = t.new(smaller(log_z.numel, TILE_TOKENS) * TILE_VOCABULARY, compute, "tile of logits", Category.LOGITS)
         _together(t, compute, rows.first, slabs.first, slabs.second)
+        t.multiplies()
         again = 1 * (log_z.numel > TILE_TOKENS)
         _together(t, compute, again * rows.first, rows.second, again * slabs.last)
         _together(t, compute, rows.second, again * slabs.last, again * slabs.first)

@@ -91,6 +91,7 @@ def product(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int
     tracked = t.tracks(x, weight, bias)
     saved = t.save(x if weight.requires_grad else None, weight if x.requires_grad else None) if tracked else None
     out = t.new(x.numel // inputs * outputs, x.dtype, name)
+    t.multiplies()
     if tracked:
         x_numel = x.numel if x.requires_grad else None
         w_numel = weight.numel if weight.requires_grad else None
@@ -101,6 +102,7 @@ def product(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int
             assert g is not None
             dw = None if w_numel is None else t.new(w_numel, g.dtype, "gradient of a weight")
             dx = None if x_numel is None else t.new(x_numel, g.dtype, "gradient of an input")
+            t.multiplies()
             db = None if b_numel is None else t.new(b_numel, g.dtype, "gradient of a bias")
             return dx, dw, db
 
@@ -139,6 +141,7 @@ def _product_4bit(t: Tape, x: Tensor, bias: Tensor | None, layer: Linear) -> Ten
         weight = t.new(n, x.dtype, "dequantised weight", Category.TEMPORARY)
         low, weight = t.lower(x.detach()), t.lower(weight)
         out = t.new(numel, low.dtype, "output")
+        t.multiplies()
         del absmax, weight, low
     if t.tracks(x, bias):
         x_numel, quant_dtype, nested = x.numel, layer.quant_dtype, layer.nested
@@ -150,7 +153,9 @@ def _product_4bit(t: Tape, x: Tensor, bias: Tensor | None, layer: Linear) -> Ten
             weight = t.new(n, quant_dtype, "dequantised weight")
             del absmax
             weight = t.cast(weight, g.dtype, "dequantised weight, cast")
-            return (t.new(x_numel, g.dtype, "gradient of an input"), None)
+            dx = t.new(x_numel, g.dtype, "gradient of an input")
+            t.multiplies()
+            return dx, None
 
         t.record(out, (x, bias), None, backward)
     return out
@@ -184,7 +189,9 @@ def _linear_8bit(t: Tape, x: Tensor, layer: Linear) -> Tensor:
             assert g is not None
             weight = t.new(n, dtype, "dequantised weight")
             g = t.cast(g, dtype)
-            return (t.new(x_numel, dtype, "gradient of an input"),)
+            dx = t.new(x_numel, dtype, "gradient of an input")
+            t.multiplies()
+            return (dx,)
 
         t.record(out, (x,), None, backward)
         t.keep(x.detach())  # ctx.tensors: a plain attribute, which no saved-tensor hook sees

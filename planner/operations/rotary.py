@@ -28,6 +28,7 @@ def rotary_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tenso
     table = length * width
     positions = t.new(length, DType.FP32, "positions in fp32")
     freqs = t.new(table // 2, DType.FP32, "angles")
+    t.multiplies()
     del positions
     emb = t.new(table, DType.FP32, "angles twice")
     raw = t.new(table, DType.FP32, "cosines")
@@ -51,6 +52,7 @@ def _single_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tens
     table = length * (width // 2)
     positions = t.new(length, DType.FP32, "positions in fp32")
     freqs = t.new(table, DType.FP32, "angles")
+    t.multiplies()
     del positions
     raw = t.new(table, DType.FP32, "cosines")
     cos = t.new(table, DType.FP32, "cosines")
@@ -72,6 +74,7 @@ def _complex_tables(t: Tape, length: int, width: int, dtype: DType) -> tuple[Ten
     table = length * (width // 2)
     positions = t.new(length, DType.FP32, "positions in fp32")
     freqs = t.new(table, DType.FP32, "angles")
+    t.multiplies()
     del positions
     ones = t.new(table, DType.FP32, "radii")
     raw = t.new(table, DType.COMPLEX64, "rotations")
@@ -91,6 +94,7 @@ def _three_axes(t: Tape, length: int, width: int, dtype: DType) -> tuple[Tensor,
     half = length * width // 2
     positions = t.new(3 * length, DType.FP32, "positions in fp32")
     freqs = t.new(3 * half, DType.FP32, "angles")
+    t.multiplies()
     del positions
     raw = t.new(3 * half, DType.FP32, "cosines")
     cos = t.new(3 * half, DType.FP32, "cosines")

@@ -14,9 +14,9 @@ from planner.engines.analytic import _foundation
 from planner.engines.layout import Layouts
 from planner.engines.modules import kernels_of
 from planner.engines.step import run_step
+from planner.extrapolation import unroll
 from planner.ledger import Rows
 from planner.recipe import make_recipe
-from planner.unrolling import unroll
 
 RECIPES = (
     {},

@@ -18,8 +18,8 @@ TITLES = {
     "forward_peak_bytes": "forward peak",
     "backward_peak_bytes": "backward peak",
     "steady_bytes": "steady",
-    "reserved_peak_bytes": "reserved (provisional)",
-    "process_peak_bytes": "process (provisional)",
+    "reserved_peak_bytes": "reserved",
+    "process_peak_bytes": "process",
 }
 COLUMNS = {"T4": ("forward_peak_bytes", "backward_peak_bytes"), "A100": ("steady_bytes",)}
 SUMMARIES = {

@@ -65,6 +65,7 @@ def register() -> tuple[torch.library.Library, torch.library.Library]:
             _register(library, entry, policies[name])
     for overload in ("Scalar", "ScalarOpt_dim", "names_ScalarOpt_dim"):  # norm: the overload with a dtype stands in
         _register(library, f"norm.{overload}", _norm)
+    _register(library, "binary_cross_entropy", _refuse)
     return others, library
 
 
@@ -117,6 +118,14 @@ def _norm(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     dims = (args[2] if len(args) > 2 else None) or []
     keepdim = args[3] if len(args) > 3 else False
     return torch.ops.aten.norm.ScalarOpt_dim_dtype(args[0], power, dims, keepdim, dtype=torch.float32)
+
+
+def _refuse(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Source: torch@2.13.0, autocast_mode.cpp, binary_cross_entropy_banned."""
+    raise RuntimeError(
+        "torch.nn.functional.binary_cross_entropy and torch.nn.BCELoss are unsafe to autocast; "
+        "binary_cross_entropy_with_logits and BCEWithLogitsLoss are safe"
+    )
 
 
 def _promote(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.utils._device import DeviceContext, _device_constructors
 
 from planner.errors import UnavailableError
 
@@ -46,7 +47,6 @@ class Ghost(torch.Tensor):
     """
 
     meta: torch.Tensor
-    value: torch.Tensor | None
     on_host: bool
     owner: int | None
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -62,6 +62,22 @@ class Ghost(torch.Tensor):
         self.on_host = on_host
         self.owner = None
         return self
+
+    @property
+    def value(self) -> torch.Tensor | None:
+        """The numbers, unless some of them were written over, here or through another view, with what nobody knows."""
+        if self._value is None or hasattr(self._value.untyped_storage(), "is_forgotten"):
+            return None
+        return self._value
+
+    @value.setter
+    def value(self, value: torch.Tensor | None) -> None:
+        self._value = value
+
+    def forget(self) -> None:
+        """Nobody knows these numbers any more; nor does a view of them."""
+        if self._value is not None:
+            self._value.untyped_storage().is_forgotten = True  # type: ignore[attr-defined]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -93,6 +109,12 @@ class Ghost(torch.Tensor):
     def untyped_storage(self) -> torch.UntypedStorage:
         """Its storage, on the meta device."""
         return self.meta.untyped_storage()
+
+    def tolist(self) -> Any:
+        """Its numbers, as `.item()` gives them."""
+        if self.value is None and not self.is_floating_point() and self.numel():
+            self.reshape(-1)[0].item()  # refuses
+        return (torch.zeros(self.shape) if self.value is None else self.value).tolist()
 
     def data_ptr(self) -> int:
         """No address: kernels that would be given one are not run."""
@@ -154,6 +176,19 @@ def _cuda(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return _original_to(x, CUDA)
 
 
+def _constructor(make: Any) -> Any:
+    """`torch.tensor(..., device="cuda")` and its like, for the same reason."""
+    return lambda *args, **kwargs: make(*args, **{name: _indexed(a) for name, a in kwargs.items()})
+
+
+_enter_device = DeviceContext.__init__
+
+
+def _device_context(context: Any, device: Any) -> None:
+    """`with torch.device("cuda")`, too."""
+    _enter_device(context, _indexed(device))
+
+
 def _indexed(a: Any) -> Any:
     return CUDA if isinstance(a, (str, torch.device)) and a in ("cuda", _NO_INDEX) else a
 
@@ -204,6 +239,10 @@ def card(capability: tuple[int, int], total_bytes: int, multiprocessors: int) ->
             stack.enter_context(mock.patch.object(module, "_foreach_supported_types", [*module._foreach_supported_types, Ghost]))
         stack.enter_context(mock.patch.object(torch.Tensor, "to", _to))
         stack.enter_context(mock.patch.object(torch.Tensor, "cuda", _cuda))
+        _device_constructors()  # asked once a process, for the functions that are patched now
+        for name in ("tensor", "as_tensor", "asarray"):
+            stack.enter_context(mock.patch.object(torch, name, _constructor(getattr(torch, name))))
+        stack.enter_context(mock.patch.object(DeviceContext, "__init__", _device_context))
         lifts = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") copies through the dispatcher, not by itself
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)

@@ -157,6 +157,8 @@ class Recorder(TorchDispatchMode):
         if isinstance(out, torch.Tensor):
             known = ghosts.get(id(out))
             if known is not None:
+                if value is None:
+                    known.forget()
                 known.value = value
                 return known
             made = Ghost(out, value if isinstance(value, torch.Tensor) else None, on_host=self._on_host)
@@ -181,7 +183,7 @@ class Recorder(TorchDispatchMode):
             return
         index = self.history.add(nbytes, _name(func), self.purpose or self.category(meta), self.scope, self._origin(place))
         self.live[key] = index
-        weakref.finalize(storage, self._died, key, index)
+        weakref.finalize(storage, self._died, self.history, key, index)
 
     def _origin(self, place: int) -> int | None:
         """Whom an output belongs to: the instance that runs, else the one that its arguments belong to."""
@@ -189,11 +191,11 @@ class Recorder(TorchDispatchMode):
             return self.owner
         return self._origins[min(place, len(self._origins) - 1)]
 
-    def _died(self, key: int, index: int) -> None:
-        if self._has_ended:
+    def _died(self, history: History, key: int, index: int) -> None:
+        if self._has_ended or history is not self.history:
             return
         del self.live[key]
-        self.history.events.append(~index)
+        history.events.append(~index)
 
     def scratch(self, name: str, *sizes: int) -> None:
         """Buffers that live only inside a kernel: all at once, then gone."""
@@ -264,6 +266,12 @@ class Recorder(TorchDispatchMode):
         self.close()
         self._has_ended = True
         return self.history
+
+    def forget(self) -> None:
+        """Begin anew: nothing that was recorded so far is part of the run."""
+        self.history = History()
+        self.live.clear()
+        self._begin = 0
 
     def move_to(self, phase: Phase) -> None:
         """From now on the run is in this phase."""

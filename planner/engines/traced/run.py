@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 
 from planner.device import Device
 from planner.engines.traced import autocast, building, ghosts, kernels, quantized
+from planner.engines.traced.accumulation import Accumulation
 from planner.engines.traced.blueprint import draw, quiet
 from planner.engines.traced.recorder import Recorder
 from planner.engines.traced.training import Training
@@ -69,11 +70,17 @@ def recording(capability: tuple[int, int]) -> Iterator[Recorder]:
         stack.enter_context(autocast.cuda_autocast())
         stack.enter_context(quantized.parameters())
         stack.enter_context(torch.autograd.set_multithreading_enabled(mode=False))  # backward in this thread, under this recorder
+        Accumulation(recorder)
+        recorder.forget()
         was_enabled = gc.isenabled()
         gc.disable()  # cycles are collected at any time; a step of the libraries makes none that hold tensors
         if was_enabled:
             stack.callback(gc.enable)
         yield recorder
+
+
+def _silently(_: str) -> None:
+    """Nobody asked."""
 
 
 @contextmanager
@@ -98,7 +105,19 @@ def _refusals(spec: ModelSpec) -> Iterator[None]:
         ) from error
 
 
-def trace_run(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None = None, *, every_layer: bool = False) -> Trace:
+Progress = Callable[[str], None]
+"""Is told what a trace is at, in a few words."""
+
+
+def trace_run(
+    spec: ModelSpec,
+    recipe: Recipe,
+    stack: Stack,
+    device: Device | None = None,
+    *,
+    every_layer: bool = False,
+    progress: Progress | None = None,
+) -> Trace:
     """
     The memory of a fine-tuning run, by the installed libraries' own code.
 
@@ -108,18 +127,22 @@ def trace_run(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | No
         stack: The versions that are installed.
         device: The card, for the kernels and workspaces that it would use.
         every_layer: Whether to run all layers, whatever repeats.
+        progress: Is told what the trace is at.
 
     Raises:
         UnavailableError: torch cannot trace here.
         UnsupportedModelError: The model cannot be built, or an operation of it cannot be followed.
     """
+    tell = progress or _silently
     capability = device.compute_capability if device else DEFAULT_CAPABILITY
+    tell(f"instantiating {spec.id}")
     blueprint = draw(spec, recipe, every_layer=every_layer)
     known = behaviours(stack, recipe)
     with ExitStack() as patches, recording(capability) as recorder:
         if recipe.loss == "chunked":
             patches.enter_context(building.without_launches())
         patches.enter_context(quiet())
+        tell(f"loading {blueprint.num_layers} of {blueprint.whole_layers} layers")
         built = building.build(blueprint, recipe, known, recorder)
         instances = blueprint.instances
         if instances is not None:
@@ -127,8 +150,11 @@ def trace_run(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | No
             patches.enter_context(instances.watched(layers, recorder))
         training = Training(built, recipe, known, recorder, instances)
         with _refusals(spec):
+            tell("first step")
             training.step()
+            tell("steady step")
             training.step()
+            tell("evaluation and save")
             training.evaluate()
             training.save()
         history = recorder.end()

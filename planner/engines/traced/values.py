@@ -21,6 +21,7 @@ SIZED_BY_VALUES = frozenset({
 COUNTING = frozenset({
     _aten.arange.default, _aten.arange.start, _aten.arange.start_step, _aten.full.default, _aten.ones.default, _aten.zeros.default,
     _aten.tril_indices.default, _aten.triu_indices.default, _aten.randint.default, _aten.randint.low, _aten.randperm.default,
+    _aten.scalar_tensor.default,
 })  # fmt: skip
 """Operations that make numbers from nothing, which are worth carrying along."""
 
@@ -59,9 +60,10 @@ def to_meta(a: Any) -> Any:
 
 def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ghosts: dict[int, Ghost]) -> Any:
     """An operation's numbers, where they follow from numbers that are known and are small integers; else None."""
+    follows = bool(ghosts) or func in COUNTING or any(isinstance(a, torch.Tensor) for a in args)
     if func in FILLS:
         args = (torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:])
-    elif any(ghost.value is None for ghost in ghosts.values()) or func in NO_NUMBERS or (not ghosts and func not in COUNTING and not any(isinstance(a, torch.Tensor) for a in args)):
+    elif not follows or func in NO_NUMBERS or any(ghost.value is None for ghost in ghosts.values()):
         return None
     try:
         given = {name: _valued(a) for name, a in kwargs.items()}

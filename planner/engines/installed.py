@@ -1,0 +1,44 @@
+"""The way to the traced engine: whether what it runs is installed, and as it was asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from types import ModuleType
+
+from planner.errors import InvalidRecipeError, MissingExtraError
+from planner.stack import PACKAGES, Stack, detect
+
+NEEDED = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "trl")
+"""What the traced engine runs."""
+
+
+def traced_engine(stack: Stack | None, progress: Callable[[str], None] | None = None) -> ModuleType:
+    """
+    The traced engine, loaded.
+
+    Args:
+        stack: The versions that were asked for; it can only run those that are installed. None asks for nothing.
+        progress: Is told that the libraries are being imported, which takes seconds.
+
+    Raises:
+        MissingExtraError: A library that it runs is not installed.
+        InvalidRecipeError: Other versions were asked for than are installed.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"the traced engine runs {', '.join(NEEDED)}; not installed here: {', '.join(missing)}", hint='pip install "qplan[torch]"'
+        )
+    installed = detect()
+    others = [f"{name}=={stack.versions[name]}" for name in PACKAGES if stack and stack.versions[name] != installed.versions[name]]
+    if others:
+        raise InvalidRecipeError(
+            f"stack asks for {', '.join(others)}, but the traced engine runs what is installed",
+            hint="leave --stack out, install those versions, or pass --engine analytic",
+        )
+    if progress:
+        progress("importing torch and transformers")
+    from planner.engines import traced
+
+    return traced

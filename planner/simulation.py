@@ -1,0 +1,157 @@
+"""
+A run in the allocator: what it makes PyTorch reserve, and whether a card can hold it.
+
+Everything here is computed when somebody asks, and once: a replay of an 80-layer model takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import NamedTuple
+
+from planner.allocator import AllocatorSettings, Block, CachingAllocator, OutOfMemory, replay
+from planner.history import WARM_UP_MARGIN, History
+from planner.ledger import Category, Phase
+from planner.unrolling import Unrolled, unroll_events
+
+
+class Failure(NamedTuple):
+    """
+    Where a run ends for want of memory.
+
+    Attributes:
+        operation, scope: What asked for it, and in which module.
+        phase: The part of the run.
+        requested_bytes: What it asked for.
+        allocated_bytes: What was alive then.
+        reserved_bytes: What the allocator held then, after it had given back what it could.
+        by_category: What was alive, by what it is for; the values add up to `allocated_bytes`.
+    """
+
+    operation: str
+    scope: str
+    phase: str
+    requested_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+    by_category: dict[str, int]
+
+
+class Trial(NamedTuple):
+    """
+    One run in an allocator.
+
+    Attributes:
+        reserved_bytes: The most that was reserved.
+        allocated_bytes: The most that was allocated.
+        num_flushes: Requests that found the card full, and were served after cached memory was given back.
+        failure: Where it failed; None if it ran to its end.
+    """
+
+    reserved_bytes: int
+    allocated_bytes: int
+    num_flushes: int = 0
+    failure: Failure | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it ran to its end."""
+        return self.failure is None
+
+
+class Simulation:
+    """
+    One history, in allocators of any capacity.
+
+    Args:
+        history: Gives the history; of repeated layers it may have three instances.
+        settings: What the allocator is told.
+    """
+
+    def __init__(self, history: Callable[[], History], settings: AllocatorSettings) -> None:
+        self._history = history
+        self.settings = settings
+        self._trials: dict[tuple[int, int, bool], Trial] = {}
+
+    @cached_property
+    def history(self) -> History:
+        """The history as it was given."""
+        return self._history()
+
+    @cached_property
+    def endless(self) -> Trial:
+        """On a card without end: what the run reserves where there is room."""
+        return self._try(CachingAllocator(settings=self.settings), None)
+
+    def on(self, usable_bytes: int, total_bytes: int, *, expandable: bool = False) -> Trial:
+        """
+        On a card.
+
+        A run that reserves no more on an endless card than this one has does the very same here, and is not run again.
+
+        Args:
+            usable_bytes: What the card has for tensors.
+            total_bytes: The whole card, which memory fractions are shares of.
+            expandable: Whether expandable segments are switched on.
+        """
+        settings = replace(self.settings, expandable_segments=True) if expandable else self.settings
+        is_simple = settings == self.settings and settings.per_process_memory_fraction == 1
+        if is_simple and self._warm_up(total_bytes) is None and self.endless.reserved_bytes <= usable_bytes:
+            return self.endless
+        key = (usable_bytes, total_bytes, settings.expandable_segments)
+        if key not in self._trials:
+            self._trials[key] = self._try(CachingAllocator(usable_bytes, settings, device_bytes=total_bytes), total_bytes)
+        return self._trials[key]
+
+    def fits(self, usable_bytes: int, total_bytes: int) -> bool:
+        """Whether it runs on a card: without a replay where more is allocated at once than the card has."""
+        if self.endless.allocated_bytes > usable_bytes:
+            return False
+        return self.on(usable_bytes, total_bytes).runs
+
+    def _warm_up(self, total_bytes: int) -> int | None:
+        """What the loader's warm-up asks of a card of this size, where that is less than on an endless one."""
+        storage, most = self.history.warm_up, total_bytes - WARM_UP_MARGIN
+        return most if storage is not None and self.history.sizes[storage] > most else None
+
+    def _try(self, allocator: CachingAllocator, total_bytes: int | None) -> Trial:
+        """Run every event; `torch.cuda.empty_cache()` where the history has it."""
+        run = unroll_events(self.history)
+        warm_up = None if total_bytes is None else self._warm_up(total_bytes)
+        sizes = run.sizes
+        if warm_up is not None and self.history.warm_up is not None:
+            sizes = list(sizes)
+            sizes[self.history.warm_up] = max(warm_up, 0)
+        live: dict[int, Block] = {}
+        reserved = allocated = flushes = begin = 0
+        for end in (*run.flushes, len(run.events)):
+            found = replay(run.events[begin:end], sizes, allocator, live)
+            reserved, allocated = max(reserved, found.peak_reserved_bytes), max(allocated, found.peak_allocated_bytes)
+            flushes, live = flushes + found.num_flushes, found.live
+            if found.failure is not None and found.failed_at is not None:
+                failure = self._failure(run, begin + found.failed_at, found.failure, live)
+                return Trial(reserved, allocated, flushes, failure)
+            if end < len(run.events):
+                allocator.empty_cache()
+            begin = end
+        return Trial(reserved, allocated, flushes)
+
+    def _failure(self, run: Unrolled, position: int, error: OutOfMemory, live: dict[int, Block]) -> Failure:
+        history = self.history
+        asked = run.origin(run.events[position])
+        phase = next((s.phase for s in run.stretches if s.begin <= position < s.end), Phase.FORWARD)
+        sums: dict[Category, int] = {}
+        for storage, block in live.items():
+            category = history.categories[run.origin(storage)]
+            sums[category] = sums.get(category, 0) + block.size
+        return Failure(
+            operation=history.names[asked],
+            scope=run.scope(run.events[position]),
+            phase=phase.value,
+            requested_bytes=error.requested,
+            allocated_bytes=error.allocated,
+            reserved_bytes=error.reserved,
+            by_category={category.value: sums[category] for category in Category if sums.get(category)},
+        )
