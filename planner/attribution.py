@@ -12,13 +12,20 @@ from planner.ledger import Category, Phase
 
 
 def category_of(
-    phase: Phase, shape: Sequence[int], *, vocab_size: int | None = None, is_in_layer: bool = False, grad_enabled: bool = True
+    phase: Phase,
+    shape: Sequence[int],
+    *,
+    vocab_size: int | None = None,
+    is_in_layer: bool = False,
+    grad_enabled: bool = True,
+    copies_weight: bool = False,
 ) -> Category:
     """
     What a tensor is for, by when and where it is born.
 
     What forward makes, and what a checkpoint makes again in backward (then gradients are enabled), is an activation; what backward and
-    the optimizer make is temporary until something holds it. Outside the layers whatever is as wide as the vocabulary is logits.
+    the optimizer make is temporary until something holds it, and so is a weight in another type. Outside the layers whatever is as wide as
+    the vocabulary is logits.
 
     Args:
         phase: When it is born.
@@ -26,10 +33,13 @@ def category_of(
         vocab_size: Width of the logits; None where there are none.
         is_in_layer: Whether one of the repeated layers makes it.
         grad_enabled: Whether autograd records then.
+        copies_weight: Whether it is a copy of a weight in another type.
 
     >>> category_of(Phase.FORWARD, (1, 512, 32000), vocab_size=32000).value
     'logits'
     """
+    if copies_weight and phase is not Phase.LOAD:
+        return Category.TEMPORARY
     if phase in (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION):
         if vocab_size is not None and not is_in_layer and len(shape) > 1 and shape[-1] == vocab_size:
             return Category.LOGITS

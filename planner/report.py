@@ -358,7 +358,10 @@ class Report:
 
     def model_dump(self) -> dict[str, Any]:
         """The contract of `--json`: nested dicts, lists, texts and integers."""
-        return {name: _plain(getattr(self, name)) for name in _FIELDS}
+        fields = {name: _plain(getattr(self, name)) for name in _FIELDS}
+        if self.details is not None and self.agreement is not None:
+            fields["agreement"] = self.agreement.model_dump()
+        return fields
 
     def model_dump_json(self, *, indent: int | None = None) -> str:
         """`model_dump` as JSON text."""

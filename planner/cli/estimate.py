@@ -38,13 +38,19 @@ def estimate(
 
     if timeline or snapshot or whole_run:
         _check(timeline or (), snapshot, whole_run=whole_run)
-    report = api.estimate(model, gpu=gpu, stack=stack, revision=revision, engine=engine, **knobs)
+    with terminal.progress(sys.stderr) as progress:
+        report = api.estimate(model, gpu=gpu, stack=stack, revision=revision, engine=engine, progress=progress, **knobs)
     if json:
         terminal.write([report.model_dump_json(indent=2)])
     else:
         from planner.render import estimate as screen
 
-        terminal.write(screen.lines(report, terminal.Terminal.of(sys.stdout), explain=explain))
+        shown = terminal.Terminal.of(sys.stdout)
+        terminal.write(screen.lines(report, shown, explain=explain))
+        if report.agreement is not None:
+            from planner.render import agreement
+
+            terminal.write(["", *agreement.lines(report.agreement, shown)])
     if timeline or snapshot:
         terminal.write(_write(report, timeline or (), snapshot, whole_run=whole_run), sys.stderr)
     return 0 if report.fits else 1

@@ -195,7 +195,8 @@ Engine = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="How the estimate is made. This version has analytic.",
+        help="How the estimate is made: in closed form; by the installed libraries' own code, run without data (needs qplan[torch]); or by "
+        "both, side by side.",
         metavar="analytic|traced|both",
         rich_help_panel=STACK,
         autocompletion=completion.choices(("analytic", "traced", "both")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from types import ModuleType
 
@@ -39,6 +40,10 @@ def traced_engine(stack: Stack | None, progress: Callable[[str], None] | None = 
         )
     if progress:
         progress("importing torch and transformers")
-    from planner.engines import traced
-
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # bitsandbytes and transformers say what a machine without a card lacks
+    try:
+        from planner.engines import traced
+    finally:
+        logging.disable(disabled)
     return traced

@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -134,6 +135,26 @@ def write(lines: Iterable[str], stream: TextIO | None = None) -> None:
     except BrokenPipeError:
         # What is buffered would raise again at exit: let it go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def progress(stream: TextIO) -> Iterator[Callable[[str], None] | None]:
+    """
+    Gives a function that shows what is going on, in one line that is gone in the end; None where nobody watches the stream.
+    """
+    if not stream.isatty():
+        yield None
+        return
+
+    def show(text: str) -> None:
+        stream.write(f"\r\x1b[K{printable(text)} ...")
+        stream.flush()
+
+    try:
+        yield show
+    finally:
+        stream.write("\r\x1b[K")
+        stream.flush()
 
 
 def _can_encode(stream: TextIO, text: str) -> bool:

@@ -107,7 +107,7 @@ def attention(
         native/transformers/attention.cpp, scaled_dot_product_attention, convert_boolean_attn_mask, pad_bias.
     """
     width, groups = q.shape[-1], q.shape[1] // k.shape[1] if k.shape[1] else 1
-    is_dense = q.dim() == k.dim() == v.dim() == 4 and (q.shape[1] == k.shape[1] == v.shape[1] or enable_gqa)
+    is_dense = q.dtype in _DTYPES and q.dim() == k.dim() == v.dim() == 4 and (q.shape[1] == k.shape[1] == v.shape[1] or enable_gqa)
     same_width = width == v.shape[-1]
     half = q.dtype in (torch.float16, torch.bfloat16)
     if is_dense and same_width and attn_mask is None and half and width <= 256 and capability >= (8, 0):
@@ -117,7 +117,7 @@ def attention(
         scale = width**-0.5 if scale is None else scale
         out = _aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, False, scale=scale)[0]
         return out[..., :width] if pad else out
-    if not is_dense:
+    if not is_dense or width % _alignment(q.dtype) or v.shape[-1] % _alignment(q.dtype):
         named = {"scale": scale, "enable_gqa": enable_gqa}
         return _aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout_p, is_causal, None, **named)[0]
     if groups > 1:
@@ -125,6 +125,18 @@ def attention(
     bias = None if attn_mask is None else _bias(attn_mask, q, k)
     keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     return _aten._scaled_dot_product_efficient_attention(q, k, v, bias, keeps, dropout_p, is_causal, scale=scale)[0]
+
+
+def _alignment(dtype: torch.dtype) -> int:
+    """
+    What memory-efficient attention wants heads to be multiples of.
+
+    Source:
+        torch@2.13.0, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, minimum_gemm_alignment.
+    """
+    if dtype is not torch.float32 and capability >= (7, 0):
+        return 8
+    return 4 if capability >= (8, 0) else 1
 
 
 def _bias(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -195,6 +207,11 @@ def _number(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     raise recorder.refusal(func, "it reads a number that only a real run has, and may act on it")
 
 
+def _truth(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """`if x:`, where a library asks it below autograd."""
+    return bool(_number(recorder, func, args, kwargs))
+
+
 def _equal(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     a, b = (x.value if isinstance(x, Ghost) else x for x in args)
     if a is None or b is None:
@@ -244,6 +261,7 @@ def rules() -> dict[Any, Rule]:
     """Operations that the meta device cannot run as CUDA does."""
     return {
         _aten._local_scalar_dense.default: _number,
+        _aten.is_nonzero.default: _truth,
         _aten.equal.default: _equal,
         _aten.index.Tensor: _indexed,
         _aten.index_put.default: _indexed,

@@ -117,6 +117,14 @@ class Instances:
         """How many instances of the whole model one stands for."""
         return self.repeated.count - 2 if instance == 1 else 1
 
+    def true_path(self, path: str) -> str:
+        """A module's path in the whole model: layers after those that were left out have higher numbers there."""
+        match = self.pattern.search(path)
+        start, period, count = self.repeated
+        if match is None or not count or int(match[1]) < start + 2 * period:
+            return path
+        return f"{path[: match.start(1)]}{int(match[1]) + (count - 3) * period}{path[match.end(1) :]}"
+
     @contextmanager
     def watched(self, layers: nn.ModuleList, recorder: Recorder) -> Iterator[None]:
         """

@@ -21,7 +21,7 @@ import bitsandbytes
 import torch
 from bitsandbytes import _ops, cextension
 
-from planner.engines.traced.ghosts import Ghost
+from planner.engines.traced.ghosts import META, Ghost
 from planner.engines.traced.recorder import Recorder, Rule
 
 
@@ -89,12 +89,13 @@ def rules() -> dict[Any, Rule]:
     for name, kernel in {**general, **cuda}.items():
         namespace, _, op = name.partition("::")
         packet, _, overload = op.partition(".")
-        found[getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")] = _Run(kernel)
+        run = _RunWithoutOutliers if packet == "int8_vectorwise_quant" else _Run
+        found[getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")] = run(kernel)
     return found
 
 
 class _Run:
-    """Runs a Python kernel with everything it allocates recorded."""
+    """Runs a Python kernel with everything it allocates recorded; what it does not return, such as a dequantised weight, is temporary."""
 
     def __init__(self, kernel: Callable[..., Any]) -> None:
         self.kernel = kernel
@@ -102,8 +103,19 @@ class _Run:
     def __call__(self, recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not any(isinstance(a, Ghost) for a in (*args, *kwargs.values())):
             return func(*args, **kwargs)
+        first = len(recorder.history.sizes)
         with recorder:
-            return self.kernel(*args, **kwargs)
+            out = self.kernel(*args, **kwargs)
+        recorder.keep_apart(first, out)
+        return out
+
+
+class _RunWithoutOutliers(_Run):
+    """LLM.int8 where no activation is beyond its threshold: which columns are, only a real run knows, and they are few."""
+
+    def __call__(self, recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with mock.patch.dict(recorder.rules, {torch.ops.aten.is_nonzero.default: lambda *_: False}):
+            return super().__call__(recorder, func, args, kwargs)
 
 
 @cache
@@ -139,6 +151,8 @@ class _Constructor:
         self.original, self.make = base.__new__, make
 
     def __call__(self, cls: type, data: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(data, torch.Tensor) and data.device.type == "cpu" and not isinstance(data, Ghost):
+            data = Ghost(data.detach().to(META), on_host=True)  # a small layer of the CPU, to be moved to the card
         if isinstance(data, Ghost):
             return self.make(data, *args, **kwargs)
         return self.original(cls, data, *args, **kwargs)

@@ -63,7 +63,7 @@ class Recorder(TorchDispatchMode):
         self.live: dict[int, int] = {}
         self.after: dict[Any, Callable[[Recorder, tuple[Any, ...]], None]] = {}
         self.inherits = True
-        self._on_host = self._is_leaving = False
+        self._on_host = self._is_leaving = self._copies_weight = False
         self._host_limit: int | None = None
         self._has_ended = False
         self._origins: list[int | None] | None = None
@@ -122,6 +122,7 @@ class Recorder(TorchDispatchMode):
         if self.phase is Phase.LOAD and not on_host:
             self._arrives(ghosts)
         self._on_host = on_host
+        self._copies_weight = func is _COPY and self._is_weight(args[0])
         self._origins = self._owners(args) if self.inherits else None
         result = self._lift(func, out, ghosts, value)
         after = self.after.get(func)
@@ -210,17 +211,35 @@ class Recorder(TorchDispatchMode):
     def category(self, meta: torch.Tensor) -> Category:
         """What a tensor that is born now is for, until something holds it by name."""
         return category_of(
-            self.phase, meta.shape, vocab_size=self.vocab_size, is_in_layer=self.is_in_layer, grad_enabled=torch.is_grad_enabled()
+            self.phase,
+            meta.shape,
+            vocab_size=self.vocab_size,
+            is_in_layer=self.is_in_layer,
+            grad_enabled=torch.is_grad_enabled(),
+            copies_weight=self._copies_weight,
         )
 
-    def hold_by_name(self, x: torch.Tensor, name: str, category: Category, owner: int | None) -> None:
-        """Say what a tensor is that is there already: a parameter, a gradient, a state."""
+    def _is_weight(self, x: torch.Tensor) -> bool:
+        index = self.live.get(x.meta.untyped_storage()._cdata) if isinstance(x, Ghost) else None
+        return index is not None and self.history.categories[index] in (Category.PARAMETER, Category.ADAPTER)
+
+    def keep_apart(self, first: int, out: Any) -> None:
+        """Of what was born from a storage on, all but an operation's outputs is temporary."""
+        outputs = out if isinstance(out, (list, tuple)) else (out,)
+        kept = {self.live.get(x.meta.untyped_storage()._cdata) for x in outputs if isinstance(x, Ghost)}
+        for index in range(first, len(self.history.sizes)):
+            if index not in kept:
+                self.history.categories[index] = Category.TEMPORARY
+
+    def hold_by_name(self, x: torch.Tensor, name: str, scope: str, category: Category, owner: int | None) -> None:
+        """Say what a tensor is that is there already: a parameter, a gradient, a state of a module."""
         if not isinstance(x, Ghost) or x.on_host:
             return
         index = self.live.get(x.meta.untyped_storage()._cdata)
         if index is not None:
             history = self.history
-            history.names[index], history.categories[index], history.owners[index] = name, category, owner
+            history.names[index], history.scopes[index] = name, scope
+            history.categories[index], history.owners[index] = category, owner
 
     # Numbers
 
@@ -333,6 +352,9 @@ class Recorder(TorchDispatchMode):
             yield
         finally:
             self.purpose, self.owner = before
+
+
+_COPY = torch.ops.aten._to_copy.default
 
 
 def _name(func: Any) -> str:

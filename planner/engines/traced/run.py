@@ -160,6 +160,8 @@ def trace_run(
         history = recorder.end()
         if instances is not None:
             history.repeat, history.layers = instances.repeated.count, instances.repeated.period
+            true = {scope: instances.true_path(scope) for scope in set(history.scopes)}
+            history.scopes = [true[scope] for scope in history.scopes]
         return Trace(
             history=history,
             num_quantized_parameters=training.num_quantized_parameters,

@@ -18,14 +18,15 @@ def name_model(model: nn.Module, recorder: Recorder, instances: Instances | None
 
     def hold(x: Any, name: str, category: Category) -> None:
         if isinstance(x, torch.Tensor):
-            recorder.hold_by_name(x, name, category, _owner(name, instances))
+            recorder.hold_by_name(x, name, path, category, _owner(path, instances))
 
     for path, module in model.named_modules():
         recorder.paths[id(module)] = path
-        for name, buffer in module.named_buffers(prefix=path, recurse=False):
+        is_added = "lora_" in path or "modules_to_save" in path
+        for name, buffer in module.named_buffers(recurse=False):
             hold(buffer, name, Category.BUFFER)
-        for name, param in module.named_parameters(prefix=path, recurse=False):
-            hold(param, name, Category.ADAPTER if "lora_" in name or "modules_to_save" in name else Category.PARAMETER)
+        for name, param in module.named_parameters(recurse=False):
+            hold(param, name, Category.ADAPTER if is_added or name.startswith("lora_") else Category.PARAMETER)
             for part, statistic in _statistics(getattr(param, "quant_state", None)):
                 hold(statistic, f"{name}.{part}", Category.QUANT_STATE)
             hold(getattr(param, "SCB", None), f"{name}.SCB", Category.QUANT_STATE)
@@ -45,7 +46,8 @@ def name_gradients(model: nn.Module, recorder: Recorder, instances: Instances | 
     """Say which tensors are a model's gradients."""
     for name, p in model.named_parameters():
         if p.grad is not None:
-            recorder.hold_by_name(p.grad, f"gradient of {name}", Category.GRADIENT, _owner(name, instances))
+            path, _, leaf = name.rpartition(".")
+            recorder.hold_by_name(p.grad, f"gradient of {leaf}", path, Category.GRADIENT, _owner(name, instances))
 
 
 def name_states(
@@ -54,12 +56,14 @@ def name_states(
     """Say which tensors are an optimizer's states; tables that bitsandbytes shares among parameters belong to no layer."""
     names = {id(p): name for model in models for name, p in model.named_parameters()}
     for p, state in optimizer.state.items():
-        name = names.get(id(p), "a parameter")
+        name = names.get(id(p), "parameter")
+        path, _, leaf = name.rpartition(".")
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
                 is_shared = key.startswith("qmap")
                 owner = None if is_shared else _owner(name, instances)
-                recorder.hold_by_name(value, f"{key} of {'all' if is_shared else name}", Category.OPTIMIZER_STATE, owner)
+                where, what = ("", key) if is_shared else (path, f"{key} of {leaf}")
+                recorder.hold_by_name(value, what, where, Category.OPTIMIZER_STATE, owner)
 
 
 def _owner(name: str, instances: Instances | None) -> int | None:
