@@ -223,7 +223,7 @@ def card(capability: tuple[int, int], total_bytes: int, multiprocessors: int) ->
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "is_bf16_supported": lambda *_, **__: capability >= (8, 0),
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
         "get_device_capability": lambda *_, **__: capability,
         "get_device_properties": lambda *_, **__: properties,
         "get_device_name": lambda *_, **__: properties.name,

@@ -170,7 +170,22 @@ def _efficient_backward(recorder: Recorder, args: tuple[Any, ...]) -> None:
     recorder.scratch("attention backward workspace", *(t.nbytes for t in efficient_backward(_size(args[1], args[2]), capability)))
 
 
+def _flash_package_backward(recorder: Recorder, args: tuple[Any, ...]) -> None:
+    """q [B, S, H, h], or [T, H, h] of sequences one after the other, which are taken to be equally long."""
+    q, k = args[1:3]
+    starts = args[6]
+    if starts is None:
+        batch, tokens, heads, width = q.shape
+    else:
+        batch = starts.numel() - 1
+        (total, heads, width), tokens = q.shape, 0
+        tokens = -(-total // max(batch, 1))
+    size = Attention(batch, tokens, heads, k.shape[-2], width, _DTYPES[q.dtype])
+    recorder.scratch("attention backward workspace", *(t.nbytes for t in flash_backward(size)))
+
+
 SCRATCH = {
+    _aten._flash_attention_backward.default: _flash_package_backward,
     _aten._softmax_backward_data.default: _softmax_backward,
     _aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
     _aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from planner.device import Device
-from planner.engines.traced import autocast, building, ghosts, kernels, quantized
+from planner.engines.traced import autocast, building, flash, ghosts, kernels, quantized
 from planner.engines.traced.accumulation import Accumulation
 from planner.engines.traced.blueprint import draw, quiet
 from planner.engines.traced.recorder import Recorder
@@ -136,9 +136,12 @@ def trace_run(
     tell = progress or _silently
     capability = device.compute_capability if device else DEFAULT_CAPABILITY
     tell(f"instantiating {spec.id}")
-    blueprint = draw(spec, recipe, every_layer=every_layer)
     known = behaviours(stack, recipe)
-    with ExitStack() as patches, recording(capability) as recorder:
+    with ExitStack() as patches:
+        if recipe.attn == "flash_attention_2":
+            patches.enter_context(flash.available())
+        blueprint = draw(spec, recipe, every_layer=every_layer)
+        recorder = patches.enter_context(recording(capability))
         if recipe.loss == "chunked":
             patches.enter_context(building.without_launches())
         patches.enter_context(quiet())
