@@ -264,10 +264,10 @@ def next_command(report: Report, *, explained: bool = False) -> str:
     known, model = report.details, report.model.id
     if known is None:
         return "qplan --help"
-    others = {name: option for name, option in known.options.items() if name != "gpu"}
+    others: dict[str, Any] = {name: option for name, option in known.options.items() if name != "gpu"}
     if report.verdict is not None and report.verdict.outcome == "fits":
         again = command("estimate", model, known.asked, known.options) + " --explain"
-        return command("gpus", model, known.asked, others) if explained else again
+        return command("gpus", model, known.asked, _for_gpus(others)) if explained else again
     cards = report.outlook if report.device is None else ()
     smallest = next((card for card in cards if card.verdict.outcome == "fits"), None)
     if smallest is not None:
@@ -277,10 +277,15 @@ def next_command(report: Report, *, explained: bool = False) -> str:
         knobs, card = found
         gpu = known.options.get("gpu", typed_name(card))
         return command("estimate", model, {**known.asked, **knobs}, {**others, "gpu": gpu})
-    return command("compare", model, {}, {}) if report.device is None else command("gpus", model, known.asked, others)
+    return command("compare", model, {}, {}) if report.device is None else command("gpus", model, known.asked, _for_gpus(others))
 
 
-def command(verb: str, model: str, knobs: dict[str, Any], options: dict[str, str]) -> str:
+def _for_gpus(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that `qplan gpus` has too: it judges by the closed form."""
+    return {name: option for name, option in options.items() if name in ("stack", "revision")}
+
+
+def command(verb: str, model: str, knobs: dict[str, Any], options: dict[str, Any]) -> str:
     """A command line that can be pasted."""
     import shlex
 

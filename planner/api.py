@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from planner import advice, catalog
+from planner import catalog
 from planner import stack as stacks
-from planner import verdict as verdicts_
-from planner.allocator import AllocatorSettings
 from planner.device import Device
-from planner.engines import analytic
-from planner.engines.analysis import Analysis
-from planner.errors import InvalidRecipeError, QplanError
-from planner.ledger import Ledger
-from planner.recipe import Recipe, make_recipe
-from planner.report import (
-    CardVerdict,
-    Details,
-    DeviceReport,
-    Finding,
-    Held,
-    HostReport,
-    ModelReport,
-    PeakReport,
-    PhaseReport,
-    Report,
-    Suggestion,
-    Verdict,
-)
+from planner.errors import InvalidRecipeError
+from planner.job import Job
+from planner.recipe import make_recipe
+from planner.report import CardVerdict, Report
 from planner.spec import ModelSpec
 from planner.stack import Stack
 
 if TYPE_CHECKING:
-    from planner.agreement import Agreement
     from planner.catalog import CheckpointSummary
     from planner.comparison import Comparison
-    from planner.history import History
-    from planner.render.timeline import Picture
-    from planner.simulation import Simulation
 
 Model = str | Mapping[str, Any] | ModelSpec
 
@@ -53,6 +30,7 @@ def estimate(
     stack: str | Stack = "auto",
     engine: str = "analytic",
     revision: str | None = None,
+    every_layer: bool = False,
     progress: Callable[[str], None] | None = None,
     **knobs: Any,
 ) -> Report:
@@ -67,6 +45,7 @@ def estimate(
         engine: `analytic`, the closed form; `traced`, the installed libraries' own code, run without data; or `both`: the traced
             engine's answer, whose `agreement` lays the closed form's beside it.
         revision: Branch, tag or commit of a Hub id.
+        every_layer: Whether a trace runs all layers; else it runs three instances of what repeats, and the others are their copies.
         progress: Is told what a trace is at.
         knobs: Fields of `Recipe`: `rank=16, seq_len=2048, optim="adamw_torch"`. `targets` also takes names separated by commas.
 
@@ -79,13 +58,15 @@ def estimate(
     >>> estimate("meta-llama/Llama-2-70b-hf", rank=16, gpu="a6000").verdict.outcome
     'fits'
     """
-    _check_engine(engine)
+    _check_engine(engine, every_layer=every_layer)
     device = _device(gpu)
     options = {"gpu": gpu, "stack": None if stack == "auto" else stack, "revision": revision}
-    named = {name: value for name, value in options.items() if isinstance(value, str)}
+    named: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, str)}
     if engine != "analytic":
         named["engine"] = engine
-    return _Job(_spec(model, revision), make_recipe(**knobs), _stack(stack), knobs, named, engine, progress).report(device)
+    if every_layer:
+        named["every_layer"] = True
+    return Job(_spec(model, revision), make_recipe(**knobs), _stack(stack), knobs, named, engine, progress, every_layer).report(device)
 
 
 def verdicts(
@@ -109,7 +90,7 @@ def verdicts(
     Raises:
         QplanError: The request is wrong, or what it needs is missing.
     """
-    job = _Job(_spec(model, revision), make_recipe(**knobs), _stack(stack))
+    job = Job(_spec(model, revision), make_recipe(**knobs), _stack(stack))
     cards = (
         catalog.list_devices() if gpus is None else [catalog.find_device(gpu) if isinstance(gpu, str) else gpu for gpu in gpus]
     )
@@ -145,7 +126,7 @@ def compare(
 
     def run(spec: ModelSpec, method: str) -> Report:
         given = {name: knob for name, knob in knobs.items() if method == "qlora" or name not in _QUANTIZED_ONLY}
-        return _Job(spec, make_recipe(method=method, **given), versions, asked={"method": method, **given}).report(None)
+        return Job(spec, make_recipe(method=method, **given), versions, asked={"method": method, **given}).report(None)
 
     specs = [_spec(model, None) for model in models]
     rows = (comparison.row(spec.id, method, partial(run, spec, method)) for spec in specs for method in methods)
@@ -163,197 +144,6 @@ def models(query: str | None = None) -> list[CheckpointSummary]:
 def gpus() -> list[Device]:
     """The cards of the catalogue."""
     return catalog.list_devices()
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One run to plan: the inputs of an engine but for the card."""
-
-    spec: ModelSpec
-    recipe: Recipe
-    stack: Stack
-    asked: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, str] = field(default_factory=dict)
-    engine: str = "analytic"
-    progress: Callable[[str], None] | None = None
-    _found: dict[tuple[int, int], Analysis] = field(default_factory=dict, repr=False)
-    _simulated: dict[tuple[object, ...], tuple[Simulation, ...]] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def resolved(self) -> Recipe:
-        return self._resolve(self.recipe)
-
-    def analysis(self, device: Device | None) -> Analysis:
-        """What the engine finds; of a card it sees the compute capability alone, so cards that share one share the answer."""
-        capability = analytic.DEFAULT_CAPABILITY if device is None else device.compute_capability
-        if capability not in self._found:
-            self._found[capability] = self._analyse(device)
-        return self._found[capability]
-
-    def _analyse(self, device: Device | None) -> Analysis:
-        if self.engine == "analytic":
-            return analytic.analyse(self.spec, self.resolved, self.stack, device)
-        from planner.engines.installed import traced_engine
-
-        traced = traced_engine(self.stack, self.progress)
-        found: Analysis = traced.analyse(self.spec, self.resolved, self.stack, device, progress=self.progress)
-        return found
-
-    def agreement(self, device: Device | None) -> Agreement | None:
-        """The closed form beside the trace, where both were asked for."""
-        if self.engine != "both":
-            return None
-        from planner.agreement import Agreement
-
-        closed = _Job(self.spec, self.recipe, self.stack).analysis(device)
-        return Agreement(closed.ledger, self.analysis(device).ledger)
-
-    @cached_property
-    def settings(self) -> AllocatorSettings:
-        """What PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF says here."""
-        return AllocatorSettings.from_environment()
-
-    def simulations(self, device: Device | None) -> tuple[Simulation, ...]:
-        """The run in the allocator, and in other orders of loading where the stack leaves that to chance."""
-        from planner.simulation import Simulation
-
-        found = self.analysis(device)
-        if found.run_key not in self._simulated:
-            histories = (lambda: found.history, *found.other_histories())
-            self._simulated[found.run_key] = tuple(Simulation(history, self.settings) for history in histories)
-        return self._simulated[found.run_key]
-
-    def verdict(self, device: Device, *, explains: bool = True) -> Verdict:
-        """The verdict of a card."""
-        found = self.analysis(device)
-        phase = found.ledger.high[0].value
-        return verdicts_.judge(self.simulations(device), device, phase, found.ledger.engine, explains=explains)
-
-    def outcome(self, device: Device | None) -> advice.Outcome:
-        """What the run allocates, and the card's verdict: a suggestion's measure."""
-        nbytes = self.analysis(device).ledger.high[1]
-        if device is None:
-            return advice.Outcome(nbytes)
-        return advice.Outcome(nbytes, nbytes <= verdicts_.usable_bytes(device), partial(self.verdict, device))
-
-    def judge(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
-        """The verdict of each card, the smallest first."""
-        return tuple(CardVerdict(device_report(card), self.verdict(card, explains=False)) for card in _by_size(cards))
-
-    def look_out(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
-        """What to expect of each card, the smallest first."""
-        found = []
-        for card in _by_size(cards):
-            ledger = self.analysis(card).ledger
-            phase, nbytes = ledger.high
-            found.append(CardVerdict(device_report(card), verdicts_.outlook(nbytes, card, phase.value, ledger.engine)))
-        return tuple(found)
-
-    def suggest(self, device: Device | None) -> tuple[Suggestion, ...]:
-        return advice.suggest(self._advised(device), self.outcome(device), self._planner(device))
-
-    def make_it_fit(self, device: Device | None) -> tuple[dict[str, Any], str] | None:
-        """Knobs to change for the card, or for the largest common one, and its name."""
-        card = device or max(catalog.common_devices(), key=verdicts_.budget_bytes)
-        knobs = advice.make_it_fit(self._advised(card), self._planner(card))
-        return None if knobs is None else (knobs, card.name)
-
-    def _advised(self, device: Device | None) -> advice.Job:
-        has_flash = device is None or device.compute_capability >= (8, 0)
-        return advice.Job(self.spec, self.recipe, self._resolve, has_flash)
-
-    def _resolve(self, recipe: Recipe) -> Recipe:
-        return stacks.resolve(recipe, self.stack, self.spec.dtype)
-
-    def _planner(self, device: Device | None) -> advice.Plan:
-        return lambda recipe: _Job(self.spec, recipe, self.stack).outcome(device)
-
-    def report(self, device: Device | None) -> Report:
-        """The whole answer; what only some readers want (other cards, suggestions) waits until they ask."""
-        found = self.analysis(device)
-        _ = self.settings  # refused now, not when somebody asks for the verdict
-        return Report(
-            engine=self.engine,
-            model=ModelReport(
-                id=self.spec.id,
-                model_type=self.spec.model_type,
-                source=self.spec.source,
-                num_parameters=self.spec.num_parameters,
-                num_quantized_parameters=found.num_quantized_parameters,
-                num_trainable_parameters=found.num_trainable_parameters,
-            ),
-            recipe=self.resolved.model_dump(),
-            stack={**self.stack.versions, "source": self.stack.source},
-            phases=phase_reports(found.ledger),
-            peak=peak_report(found.ledger, lambda: verdicts_.held(self.simulations(device), device)),
-            steady_bytes=found.steady_bytes,
-            host=HostReport(found.host_ram_bytes, found.paged_bytes, found.download_bytes),
-            device=None if device is None else device_report(device),
-            judge=None if device is None else partial(self.verdict, device),
-            warnings=found.warnings + _card_warnings(device, self.resolved),
-            details=self._details(device, found),
-        )
-
-    def _details(self, device: Device | None, found: Analysis) -> Details:
-        return Details(
-            recipe=self.resolved,
-            asked=self.asked,
-            options=self.options,
-            device=device,
-            published_parameters=self.spec.published_parameters,
-            ledger=found.ledger,
-            find_traps=lambda: self._traps(found, device),
-            stack=self.stack,
-            look_out=lambda: self.look_out(catalog.common_devices()),
-            judge_cards=lambda: self.judge(catalog.common_devices()),
-            suggest=lambda: self.suggest(device),
-            make_it_fit=lambda: self.make_it_fit(device),
-            history=lambda: _unrolled(found),
-            settings=self.settings,
-            draw=draw,
-            compare=lambda: self.agreement(device),
-        )
-
-    def _traps(self, found: Analysis, device: Device | None) -> tuple[Finding, ...]:
-        """What the closed form knows of hidden costs; of a model that it does not know, nothing."""
-        if self.engine != "analytic":
-            try:
-                found = _Job(self.spec, self.recipe, self.stack).analysis(device)
-            except QplanError:
-                return ()
-        return tuple(Finding(t.name, t.nbytes, t.sentence) for t in found.traps)
-
-
-def _unrolled(found: Analysis) -> History:
-    """Every event of a run, with its names."""
-    from planner.unrolling import unroll_history
-
-    return unroll_history(found.history)
-
-
-def phase_reports(ledger: Ledger) -> tuple[PhaseReport, ...]:
-    """The peak of every phase."""
-    return tuple(
-        PhaseReport(p.phase.value, p.nbytes, {c.value: size for c, size in p.by_category.items()}) for p in ledger.peaks.values()
-    )
-
-
-def peak_report(ledger: Ledger, hold: Callable[[], Held]) -> PeakReport:
-    """The highest peak; what the process holds then is found when somebody asks."""
-    peak = ledger.peak()
-    return PeakReport(peak.phase.value, peak.nbytes, {c.value: size for c, size in peak.by_category.items()}, hold)
-
-
-def draw(report: Report, path: str | os.PathLike[str] | None, whole_run: bool) -> Picture:
-    """A report's memory over time; what draws is loaded when somebody asks."""
-    from planner.render import timeline
-
-    if path is not None:
-        timeline.check(path)
-    picture = timeline.picture(report, whole_run=whole_run)
-    if path is not None:
-        picture.save(path)
-    return picture
 
 
 def _spec(model: Model, revision: str | None) -> ModelSpec:
@@ -392,27 +182,8 @@ def _device(gpu: str | Device | None) -> Device | None:
     return catalog.find_device(gpu) if isinstance(gpu, str) else gpu
 
 
-def _by_size(cards: Sequence[Device]) -> list[Device]:
-    return sorted(cards, key=lambda card: (verdicts_.budget_bytes(card), card.name))
-
-
-def device_report(device: Device) -> DeviceReport:
-    """The card; what it gives to tensors is what the context and other processes leave."""
-    context = verdicts_.context_of(device).nbytes
-    return DeviceReport(device.name, device.total_bytes, context, verdicts_.usable_bytes(device))
-
-
-def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:
-    """What the named card changes that the numbers do not show."""
-    found = []
-    if device is not None and device.name.startswith("AMD"):
-        found.append(f"{device.name} is planned as a CUDA card would be: ROCm's context, workspaces and kernels differ")
-    if device is not None and not device.bf16 and "bf16" in (recipe.mixed_precision, recipe.compute_dtype):
-        usual = "--compute-dtype fp16 --mixed-precision fp16 --dtype fp16"
-        found.append(f"{device.name} has no bf16 arithmetic: torch emulates it, slowly; most runs there use {usual}")
-    return tuple(found)
-
-
-def _check_engine(engine: str) -> None:
+def _check_engine(engine: str, *, every_layer: bool) -> None:
     if engine not in ("analytic", "traced", "both"):
         raise InvalidRecipeError(f"engine is `{engine}`; it must be analytic, traced or both", hint="pass --engine analytic")
+    if every_layer and engine == "analytic":
+        raise InvalidRecipeError("every_layer is given, but the closed form runs no layers", hint="add --engine traced")

@@ -344,15 +344,18 @@ def _keys_not_to_convert(spec: ModelSpec, head: str | None) -> list[str]:
     """
     Names that bitsandbytes skips: both sides of a tie, the last named parameter's owner, the output embedding, the family's own.
 
+    Weights are not tied yet when it chooses, so a tied head is the last of them all the same.
+
     Source:
-        transformers@5.23.0, quantizers/base.py, `get_keys_to_not_convert` and `get_modules_to_not_convert`.
+        transformers@5.23.0, quantizers/base.py, `get_keys_to_not_convert` and `get_modules_to_not_convert`; modeling_utils.py,
+        `get_init_context` (no_tie_weights).
     """
     keys = {head} if head else set()
     for module in spec.modules:
         if module.tied_to:
             keys.update(module.paths())
             keys.add(module.tied_to)
-    last = next((module for module in reversed(spec.modules) if module.tied_to is None or module.bias), None)
+    last = spec.modules[-1] if spec.modules else None
     if last is not None and last.is_linear:  # the owner of anything else is not replaced anyway
         keys.add(parameter_paths(last, last.paths()[-1])[-1].removesuffix(".weight"))
     return sorted(keys | set(_KEPT_FROM_FP16.get(spec.model_type, ())))

@@ -229,7 +229,7 @@ class Details(NamedTuple):
 
     recipe: Recipe
     asked: dict[str, Any]
-    options: dict[str, str]
+    options: dict[str, Any]
     device: Device | None
     published_parameters: int | None
     ledger: Ledger

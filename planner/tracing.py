@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from planner import api, catalog
+from planner import catalog, job
 from planner import verdict as verdicts
 from planner.allocator import AllocatorSettings
 from planner.bookkeeping import keep_books
@@ -85,7 +85,7 @@ def _report(found: Custom, device: Device | None) -> Report:
         return verdicts.judge([simulation], card, peak.phase.value, "traced")
 
     def judge_cards() -> tuple[CardVerdict, ...]:
-        return tuple(CardVerdict(api.device_report(card), judge(card)) for card in catalog.common_devices())
+        return tuple(CardVerdict(job.device_report(card), judge(card)) for card in catalog.common_devices())
 
     stack = detect()
     return Report(
@@ -93,11 +93,11 @@ def _report(found: Custom, device: Device | None) -> Report:
         model=ModelReport(found.model_name, "custom", "python", found.num_parameters, 0, found.num_trainable_parameters),
         recipe={},
         stack={**stack.versions, "source": stack.source},
-        phases=api.phase_reports(ledger),
-        peak=api.peak_report(ledger, lambda: verdicts.held([simulation], device)),
+        phases=job.phase_reports(ledger),
+        peak=job.peak_report(ledger, lambda: verdicts.held([simulation], device)),
         steady_bytes=ledger.curve[-1],
         host=HostReport(0, 0, 0),
-        device=None if device is None else api.device_report(device),
+        device=None if device is None else job.device_report(device),
         judge=None if device is None else lambda: judge(device),
         details=Details(
             recipe=Recipe(),
@@ -114,6 +114,6 @@ def _report(found: Custom, device: Device | None) -> Report:
             stack=stack,
             history=lambda: found.history,
             settings=settings,
-            draw=api.draw,
+            draw=job.draw,
         ),
     )

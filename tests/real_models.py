@@ -18,7 +18,12 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("bitsandbytes")
 peft = pytest.importorskip("peft")
 
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    initialization,
+)
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402
 from transformers.quantizers.base import HfQuantizer  # noqa: E402
@@ -97,7 +102,9 @@ def quantize(model: Any, kind: str = "nf4") -> Any:
         config = BitsAndBytesConfig(load_in_8bit=True)
     else:
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=torch.bfloat16)
-    skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    with torch.device("meta"), initialization.no_tie_weights():  # as from_pretrained has it when it chooses
+        untied = type(model)(model.config)
+    skipped = HfQuantizer.get_modules_to_not_convert(untied, None, model._keep_in_fp32_modules)
     before = torch.get_default_dtype()
     torch.set_default_dtype(model.dtype)  # as from_pretrained does while it builds
     try:

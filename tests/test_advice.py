@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from planner import advice, api, catalog
+from planner import advice, api, catalog, job
 from planner.recipe import Recipe, make_recipe
 from tests import fakes
 
@@ -60,7 +60,7 @@ def test_targets_are_those_the_family_has():
 
     def changes(model):
         spec = api._spec(model, None)
-        return advice.changes(spec, api._Job(spec, Recipe(), stack).resolved)
+        return advice.changes(spec, job.Job(spec, Recipe(), stack).resolved)
 
     targets = {
         model: [c.knobs["targets"] for c in changes(model) if "targets" in c.knobs]

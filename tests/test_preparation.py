@@ -235,11 +235,15 @@ def test_an_eighty_layer_table_is_prepared_in_under_a_millisecond() -> None:
     assert min(spent) < 1e-3
 
 
-def test_the_last_parameter_s_owner_is_not_quantised_even_in_a_layer() -> None:
+def test_a_tied_head_is_the_last_parameter_all_the_same(tmp_path: Any) -> None:
     """
-    A tied OLMo has norms without weights, so its last named parameter is the last layer's down_proj, which stays dense.
+    A tied OLMo has norms without weights; from_pretrained ties after it has quantised, so its last layer's down_proj is quantised too.
     """
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo", **FAMILIES["olmo"]), dtype=torch.bfloat16).save_pretrained(tmp_path)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    real = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu")
     prepared, _ = prepared_for(build("olmo"))
-    dense = [row.name for row in prepared.modules if row.quantization is None and row.module.kind is ModuleKind.LINEAR]
 
-    assert dense == ["model.layers.1.mlp.down_proj", "lm_head"]
+    assert [row.name for row in prepared.modules if row.quantization is None and row.module.kind is ModuleKind.LINEAR] == [
+        name for name, module in real.named_modules() if type(module) is torch.nn.Linear
+    ]

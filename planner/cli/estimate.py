@@ -19,6 +19,7 @@ def estimate(
     stack: options.Stack = "auto",
     revision: options.Revision = None,
     engine: options.Engine = "analytic",
+    every_layer: options.EveryLayer = False,
     json: options.Json = False,
     explain: options.Explain = False,
     timeline: options.Timeline = None,
@@ -39,7 +40,16 @@ def estimate(
     if timeline or snapshot or whole_run:
         _check(timeline or (), snapshot, whole_run=whole_run)
     with terminal.progress(sys.stderr) as progress:
-        report = api.estimate(model, gpu=gpu, stack=stack, revision=revision, engine=engine, progress=progress, **knobs)
+        report = api.estimate(
+            model,
+            gpu=gpu,
+            stack=stack,
+            revision=revision,
+            engine=engine,
+            every_layer=every_layer,
+            progress=progress,
+            **knobs,
+        )
     if json:
         terminal.write([report.model_dump_json(indent=2)])
     else:

@@ -202,6 +202,14 @@ Engine = Annotated[
         autocompletion=completion.choices(("analytic", "traced", "both")),
     ),
 ]
+EveryLayer = Annotated[
+    bool,
+    typer.Option(
+        "--every-layer",
+        help="Trace all layers, rather than three instances of what repeats, of which the others are copies.",
+        rich_help_panel=STACK,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes, and nothing else.", rich_help_panel=OUTPUT)]
 Explain = Annotated[
     bool,

@@ -63,7 +63,8 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, recorder: Rec
         if not recipe.is_quantized and recipe.entry_point == "loop":
             model.to("cuda")
         if recipe.method != "full":
-            model = _wrap(model, recipe)
+            with _owned(blueprint.instances, recorder):
+                model = _wrap(model, recipe)
         if not recipe.is_quantized:
             model.to("cuda")
         if recipe.entry_point == "trl" and recipe.is_quantized:
@@ -188,6 +189,21 @@ def _wrap(model: Any, recipe: Recipe) -> Any:
         raise UnsupportedModelError(
             f"PEFT refuses the adapters: {str(error).splitlines()[0]}", hint="change --targets, --dropout or --dora as it asks"
         ) from error
+
+
+@contextmanager
+def _owned(instances: Instances | None, recorder: Recorder) -> Iterator[None]:
+    """Inside, PEFT's adapters belong to the instance of the layer that they are made for, from their birth on."""
+    from peft.tuners.lora import LoraModel
+
+    create = LoraModel._create_and_replace
+
+    def owned(lora: Any, config: Any, adapter: str, target: Any, name: str, parent: Any, current_key: str, **more: Any) -> None:
+        with recorder.meaning(recorder.purpose, instances.of_name(current_key) if instances else None):
+            create(lora, config, adapter, target, name, parent, current_key, **more)
+
+    with mock.patch.object(LoraModel, "_create_and_replace", owned):
+        yield
 
 
 def _cast_trainable(model: nn.Module, known: Behaviours) -> None:

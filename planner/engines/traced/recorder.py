@@ -253,9 +253,12 @@ class Recorder(TorchDispatchMode):
         where = f" in `{self.scope}`" if self.scope else ""
         frames = [f for f in traceback.extract_stack() if _is_foreign(f.filename)]
         line = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""
+        is_theirs = isinstance(why, RuntimeError) and not isinstance(why, NotImplementedError)
+        hint = "pass --engine analytic, or report the model: a rule for this operation may be missing"
+        if is_theirs:  # shapes or types that do not go together
+            hint = "a real run would stop there too: change --targets, --quantization or --dtype"
         return UnsupportedModelError(
-            f"the trace stopped at {func}{where}{f' ({line})' if line else ''}: {str(why).splitlines()[0]}",
-            hint="pass --engine analytic, or report the model: a rule for this operation may be missing",
+            f"the trace stopped at {func}{where}{f' ({line})' if line else ''}: {str(why).strip().splitlines()[0]}", hint=hint
         )
 
     # Where the run is

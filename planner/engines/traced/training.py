@@ -117,8 +117,8 @@ class Training:
         recorder, recipe = self.recorder, self.recipe
         outputs: list[Any] = []
         for _ in range(recipe.grad_accum):
-            outputs.clear()
             with recorder.during(Phase.FORWARD):
+                outputs.clear()
                 batch = self._batch()
                 loss, output = self._forward(batch)
                 outputs.append(output)
@@ -129,10 +129,10 @@ class Training:
                 loss.backward()
                 recorder.enter(None)
                 del loss
+                if recipe.entry_point == "loop":
+                    outputs.append(batch)
+                del batch
             name_gradients(self.model, recorder, self.instances)
-            if recipe.entry_point == "loop":
-                outputs.append(batch)
-            del batch
         with recorder.during(Phase.OPTIMIZER_STEP), mock.patch("bitsandbytes.functional.get_paged", _paged):
             if recipe.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], recipe.max_grad_norm)

@@ -1,0 +1,259 @@
+"""One run to plan: what an engine found out, judged on cards, as a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from planner import advice, catalog
+from planner import stack as stacks
+from planner import verdict as verdicts_
+from planner.allocator import AllocatorSettings
+from planner.device import Device
+from planner.engines import analytic
+from planner.engines.analysis import Analysis
+from planner.errors import QplanError
+from planner.ledger import Ledger
+from planner.recipe import Recipe
+from planner.report import (
+    CardVerdict,
+    Details,
+    DeviceReport,
+    Finding,
+    Held,
+    HostReport,
+    ModelReport,
+    PeakReport,
+    PhaseReport,
+    Report,
+    Suggestion,
+    Verdict,
+)
+from planner.spec import ModelSpec
+from planner.stack import Stack
+
+if TYPE_CHECKING:
+    from planner.agreement import Agreement
+    from planner.history import History
+    from planner.render.timeline import Picture
+    from planner.simulation import Simulation
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run to plan: the inputs of an engine but for the card."""
+
+    spec: ModelSpec
+    recipe: Recipe
+    stack: Stack
+    asked: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    engine: str = "analytic"
+    progress: Callable[[str], None] | None = None
+    every_layer: bool = False
+    _found: dict[tuple[int, int], Analysis] = field(default_factory=dict, repr=False)
+    _simulated: dict[tuple[object, ...], tuple[Simulation, ...]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def resolved(self) -> Recipe:
+        """The recipe with every knob filled."""
+        return self._resolve(self.recipe)
+
+    def analysis(self, device: Device | None) -> Analysis:
+        """What the engine finds; of a card it sees the compute capability alone, so cards that share one share the answer."""
+        capability = analytic.DEFAULT_CAPABILITY if device is None else device.compute_capability
+        if capability not in self._found:
+            self._found[capability] = self._analyse(device)
+        return self._found[capability]
+
+    def _analyse(self, device: Device | None) -> Analysis:
+        if self.engine == "analytic":
+            return analytic.analyse(self.spec, self.resolved, self.stack, device)
+        from planner.engines.installed import traced_engine
+
+        traced = traced_engine(self.stack, self.progress)
+        found: Analysis = traced.analyse(
+            self.spec, self.resolved, self.stack, device, every_layer=self.every_layer, progress=self.progress
+        )
+        return found
+
+    def agreement(self, device: Device | None) -> Agreement | None:
+        """The closed form beside the trace, where both were asked for."""
+        if self.engine != "both":
+            return None
+        from planner.agreement import Agreement
+
+        closed = Job(self.spec, self.recipe, self.stack).analysis(device)
+        return Agreement(closed.ledger, self.analysis(device).ledger)
+
+    @cached_property
+    def settings(self) -> AllocatorSettings:
+        """What PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF says here."""
+        return AllocatorSettings.from_environment()
+
+    def simulations(self, device: Device | None) -> tuple[Simulation, ...]:
+        """The run in the allocator, and in other orders of loading where the stack leaves that to chance."""
+        from planner.simulation import Simulation
+
+        found = self.analysis(device)
+        if found.run_key not in self._simulated:
+            histories = (lambda: found.history, *found.other_histories())
+            self._simulated[found.run_key] = tuple(Simulation(history, self.settings) for history in histories)
+        return self._simulated[found.run_key]
+
+    def verdict(self, device: Device, *, explains: bool = True) -> Verdict:
+        """The verdict of a card."""
+        found = self.analysis(device)
+        phase = found.ledger.high[0].value
+        return verdicts_.judge(self.simulations(device), device, phase, found.ledger.engine, explains=explains)
+
+    def outcome(self, device: Device | None) -> advice.Outcome:
+        """What the run allocates, and the card's verdict: a suggestion's measure."""
+        nbytes = self.analysis(device).ledger.high[1]
+        if device is None:
+            return advice.Outcome(nbytes)
+        return advice.Outcome(nbytes, nbytes <= verdicts_.usable_bytes(device), partial(self.verdict, device))
+
+    def judge(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
+        """The verdict of each card, the smallest first."""
+        return tuple(CardVerdict(device_report(card), self.verdict(card, explains=False)) for card in _by_size(cards))
+
+    def look_out(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
+        """What to expect of each card, the smallest first."""
+        found = []
+        for card in _by_size(cards):
+            ledger = self.analysis(card).ledger
+            phase, nbytes = ledger.high
+            found.append(CardVerdict(device_report(card), verdicts_.outlook(nbytes, card, phase.value, ledger.engine)))
+        return tuple(found)
+
+    def suggest(self, device: Device | None) -> tuple[Suggestion, ...]:
+        """Changed recipes, planned again: in closed form, whatever the engine."""
+        return advice.suggest(self._advised(device), self.outcome(device), self._planner(device))
+
+    def make_it_fit(self, device: Device | None) -> tuple[dict[str, Any], str] | None:
+        """Knobs to change for the card, or for the largest common one, and its name."""
+        card = device or max(catalog.common_devices(), key=verdicts_.budget_bytes)
+        knobs = advice.make_it_fit(self._advised(card), self._planner(card))
+        return None if knobs is None else (knobs, card.name)
+
+    def _advised(self, device: Device | None) -> advice.Job:
+        has_flash = device is None or device.compute_capability >= (8, 0)
+        return advice.Job(self.spec, self.recipe, self._resolve, has_flash)
+
+    def _resolve(self, recipe: Recipe) -> Recipe:
+        return stacks.resolve(recipe, self.stack, self.spec.dtype)
+
+    def _planner(self, device: Device | None) -> advice.Plan:
+        return lambda recipe: Job(self.spec, recipe, self.stack).outcome(device)
+
+    def report(self, device: Device | None) -> Report:
+        """The whole answer; what only some readers want (other cards, suggestions) waits until they ask."""
+        found = self.analysis(device)
+        _ = self.settings  # refused now, not when somebody asks for the verdict
+        return Report(
+            engine=self.engine,
+            model=ModelReport(
+                id=self.spec.id,
+                model_type=self.spec.model_type,
+                source=self.spec.source,
+                num_parameters=self.spec.num_parameters,
+                num_quantized_parameters=found.num_quantized_parameters,
+                num_trainable_parameters=found.num_trainable_parameters,
+            ),
+            recipe=self.resolved.model_dump(),
+            stack={**self.stack.versions, "source": self.stack.source},
+            phases=phase_reports(found.ledger),
+            peak=peak_report(found.ledger, lambda: verdicts_.held(self.simulations(device), device)),
+            steady_bytes=found.steady_bytes,
+            host=HostReport(found.host_ram_bytes, found.paged_bytes, found.download_bytes),
+            device=None if device is None else device_report(device),
+            judge=None if device is None else partial(self.verdict, device),
+            warnings=found.warnings + _card_warnings(device, self.resolved),
+            details=self._details(device, found),
+        )
+
+    def _details(self, device: Device | None, found: Analysis) -> Details:
+        return Details(
+            recipe=self.resolved,
+            asked=self.asked,
+            options=self.options,
+            device=device,
+            published_parameters=self.spec.published_parameters,
+            ledger=found.ledger,
+            find_traps=lambda: self._traps(found, device),
+            stack=self.stack,
+            look_out=lambda: self.look_out(catalog.common_devices()),
+            judge_cards=lambda: self.judge(catalog.common_devices()),
+            suggest=lambda: self.suggest(device),
+            make_it_fit=lambda: self.make_it_fit(device),
+            history=lambda: _unrolled(found),
+            settings=self.settings,
+            draw=draw,
+            compare=lambda: self.agreement(device),
+        )
+
+    def _traps(self, found: Analysis, device: Device | None) -> tuple[Finding, ...]:
+        """What the closed form knows of hidden costs; of a model that it does not know, nothing."""
+        if self.engine != "analytic":
+            try:
+                found = Job(self.spec, self.recipe, self.stack).analysis(device)
+            except QplanError:
+                return ()
+        return tuple(Finding(t.name, t.nbytes, t.sentence) for t in found.traps)
+
+
+def _unrolled(found: Analysis) -> History:
+    """Every event of a run, with its names."""
+    from planner.unrolling import unroll_history
+
+    return unroll_history(found.history)
+
+
+def phase_reports(ledger: Ledger) -> tuple[PhaseReport, ...]:
+    """The peak of every phase."""
+    return tuple(
+        PhaseReport(p.phase.value, p.nbytes, {c.value: size for c, size in p.by_category.items()}) for p in ledger.peaks.values()
+    )
+
+
+def peak_report(ledger: Ledger, hold: Callable[[], Held]) -> PeakReport:
+    """The highest peak; what the process holds then is found when somebody asks."""
+    peak = ledger.peak()
+    return PeakReport(peak.phase.value, peak.nbytes, {c.value: size for c, size in peak.by_category.items()}, hold)
+
+
+def draw(report: Report, path: str | os.PathLike[str] | None, whole_run: bool) -> Picture:
+    """A report's memory over time; what draws is loaded when somebody asks."""
+    from planner.render import timeline
+
+    if path is not None:
+        timeline.check(path)
+    picture = timeline.picture(report, whole_run=whole_run)
+    if path is not None:
+        picture.save(path)
+    return picture
+
+
+def _by_size(cards: Sequence[Device]) -> list[Device]:
+    return sorted(cards, key=lambda card: (verdicts_.budget_bytes(card), card.name))
+
+
+def device_report(device: Device) -> DeviceReport:
+    """The card; what it gives to tensors is what the context and other processes leave."""
+    context = verdicts_.context_of(device).nbytes
+    return DeviceReport(device.name, device.total_bytes, context, verdicts_.usable_bytes(device))
+
+
+def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:
+    """What the named card changes that the numbers do not show."""
+    found = []
+    if device is not None and device.name.startswith("AMD"):
+        found.append(f"{device.name} is planned as a CUDA card would be: ROCm's context, workspaces and kernels differ")
+    if device is not None and not device.bf16 and "bf16" in (recipe.mixed_precision, recipe.compute_dtype):
+        usual = "--compute-dtype fp16 --mixed-precision fp16 --dtype fp16"
+        found.append(f"{device.name} has no bf16 arithmetic: torch emulates it, slowly; most runs there use {usual}")
+    return tuple(found)
