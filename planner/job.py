@@ -86,8 +86,12 @@ class Job:
             return None
         from planner.agreement import Agreement
 
-        closed = Job(self.spec, self.recipe, self.stack).analysis(device)
-        return Agreement(closed.ledger, self.analysis(device).ledger)
+        return Agreement(self.closed.analysis(device).ledger, self.analysis(device).ledger)
+
+    @cached_property
+    def closed(self) -> Job:
+        """The same run in closed form, which knows the traps and plans changes, whichever engine answers."""
+        return self if self.engine == "analytic" else Job(self.spec, self.recipe, self.stack)
 
     @cached_property
     def settings(self) -> AllocatorSettings:
@@ -132,7 +136,11 @@ class Job:
 
     def suggest(self, device: Device | None) -> tuple[Suggestion, ...]:
         """Changed recipes, planned again: in closed form, whatever the engine."""
-        return advice.suggest(self._advised(device), self.outcome(device), self._planner(device))
+        try:
+            current = self.closed.outcome(device)
+        except QplanError:  # a model that the closed form does not know
+            return ()
+        return advice.suggest(self._advised(device), current, self._planner(device))
 
     def make_it_fit(self, device: Device | None) -> tuple[dict[str, Any], str] | None:
         """Knobs to change for the card, or for the largest common one, and its name."""
@@ -152,6 +160,8 @@ class Job:
 
     def report(self, device: Device | None) -> Report:
         """The whole answer; what only some readers want (other cards, suggestions) waits until they ask."""
+        if self.engine == "both":
+            self.closed.analysis(device)  # refused before the trace, which takes seconds
         found = self.analysis(device)
         _ = self.settings  # refused now, not when somebody asks for the verdict
         return Report(
@@ -200,7 +210,7 @@ class Job:
         """What the closed form knows of hidden costs; of a model that it does not know, nothing."""
         if self.engine != "analytic":
             try:
-                found = Job(self.spec, self.recipe, self.stack).analysis(device)
+                found = self.closed.analysis(device)
             except QplanError:
                 return ()
         return tuple(Finding(t.name, t.nbytes, t.sentence) for t in found.traps)

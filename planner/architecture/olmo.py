@@ -146,7 +146,7 @@ def olmo_decoder(config: Fields) -> Decoder:
     if "clip_qkv" in config:
         raise UnsupportedModelError(
             "this OLMo clips queries, keys and values in place (`clip_qkv`), a step that the closed form does not know",
-            hint="its weights are known: `qplan models` shows them; another engine is needed for its step",
+            hint='pass --engine traced, which runs the installed libraries and needs `pip install "qplan[torch]"`',
         )
     dims = read_dims(config)
     return llama_like(

@@ -50,7 +50,7 @@ def decoder(config: Fields) -> Decoder:
     if config.flag("qk_layernorm", default=False):
         raise UnsupportedModelError(
             "this StableLM norms each head of query and key by a module of its own (`qk_layernorm`), which the closed form does not know",
-            hint="its weights are known: `qplan models` shows them; another engine is needed for its step",
+            hint='pass --engine traced, which runs the installed libraries and needs `pip install "qplan[torch]"`',
         )
     dims = read_dims(config, kv_heads=32)
     dims = dims._replace(head_dim=whole_heads(config, dims.hidden, dims.heads))

@@ -50,20 +50,25 @@ def estimate(
             progress=progress,
             **knobs,
         )
-    if json:
-        terminal.write([report.model_dump_json(indent=2)])
-    else:
-        from planner.render import estimate as screen
-
-        shown = terminal.Terminal.of(sys.stdout)
-        terminal.write(screen.lines(report, shown, explain=explain))
-        if report.agreement is not None:
-            from planner.render import agreement
-
-            terminal.write(["", *agreement.lines(report.agreement, shown)])
+        shown = [report.model_dump_json(indent=2)] if json else list(_screen(report, explain=explain))
+        code = 0 if report.fits else 1
+    terminal.write(shown)
     if timeline or snapshot:
         terminal.write(_write(report, timeline or (), snapshot, whole_run=whole_run), sys.stderr)
-    return 0 if report.fits else 1
+    return code
+
+
+def _screen(report: Report, *, explain: bool) -> Iterator[str]:
+    """The report as lines; below it the engines side by side, where both were asked for."""
+    from planner.render import estimate as screen
+    from planner.render.terminal import Terminal
+
+    terminal = Terminal.of(sys.stdout)
+    yield from screen.lines(report, terminal, explain=explain)
+    if report.agreement is not None:
+        from planner.render import agreement
+
+        yield from ("", *agreement.lines(report.agreement, terminal))
 
 
 def _check(timeline: Sequence[str], snapshot: str | None, *, whole_run: bool) -> None:

@@ -179,6 +179,6 @@ def decoder_of(spec: ModelSpec) -> Decoder:
         needs = family.needs or "its layers' forward pass"
         raise UnsupportedModelError(
             f"{spec.id} is a `{spec.model_type}`, whose training step the closed form does not know yet: it needs {needs}",
-            hint="its weights are known: `qplan models` shows them; another engine is needed for its step",
+            hint='pass --engine traced, which runs the installed libraries and needs `pip install "qplan[torch]"`',
         )
     return family.decoder(Fields(spec.config))

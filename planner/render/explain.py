@@ -33,7 +33,7 @@ def lines(report: Report, terminal: Terminal) -> list[str]:
         _rows(ledger.live_at(peak.step), terminal),
         _heading(f"At rest between steps: {human(report.steady_bytes)}", terminal),
         _rows(resting(ledger), terminal, formulas=False),
-        _heading("Memory that the recipe costs without saying so", terminal),
+        _heading("Memory that the recipe costs without saying so", terminal) if report.traps else [],
         *(_trap(trap.name, trap.nbytes, trap.sentence, terminal) for trap in report.traps),
         _heading("What the stack does", terminal),
         _stack(report, known, terminal),

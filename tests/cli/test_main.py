@@ -94,12 +94,13 @@ def test_a_wrong_request_is_told_in_two_lines(qplan, arguments, message, hint):
 
 
 @pytest.mark.parametrize("engine", ["traced", "both"])
-def test_an_engine_that_is_not_there_is_missing(qplan, engine):
-    """Exit code 3, and the truth about it."""
+def test_an_engine_that_is_not_installed_is_missing(qplan, monkeypatch, engine):
+    """Exit code 3, and the command that installs it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, out, err = qplan("estimate", LLAMA_7B, "--engine", engine)
 
     assert (code, out) == (3, "")
-    assert "no traced engine yet" in err
+    assert err.splitlines()[1] == 'hint: pip install "qplan[torch]"'
 
 
 def test_what_cannot_be_reached_is_exit_code_three(qplan, monkeypatch):

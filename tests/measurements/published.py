@@ -65,9 +65,16 @@ def runs(name: str) -> tuple[Run, ...]:
     return tuple(Run(row["id"], row["model"], archive["gpu"], stack, row["recipe"], row["measured"]) for row in archive["rows"])
 
 
-def report(run: Run) -> Report:
-    """The estimate of a run, on its card and its versions."""
-    return estimate(run.model, gpu=run.gpu, stack=run.stack, **run.recipe)
+def report(run: Run, engine: str = "analytic") -> Report:
+    """The estimate of a run, on its card; in closed form with its versions, traced with those that are installed."""
+    stack = run.stack if engine == "analytic" else "auto"
+    return estimate(run.model, gpu=run.gpu, stack=stack, engine=engine, **run.recipe)
+
+
+@cache
+def cached_report(name: str, engine: str) -> Report:
+    """The estimate of the run of a name: a trace takes half a second."""
+    return report(next(run for archive in ARCHIVES for run in runs(archive) if run.id == name), engine)
 
 
 def predicted(found: Report) -> dict[str, int]:
@@ -83,9 +90,9 @@ def predicted(found: Report) -> dict[str, int]:
     }
 
 
-def errors(run: Run) -> dict[str, float]:
+def errors(run: Run, engine: str = "analytic") -> dict[str, float]:
     """Relative errors of an estimate, for each figure that was published and is predicted."""
-    known = predicted(report(run))
+    known = predicted(cached_report(run.id, engine) if engine == "traced" else report(run))
     return {name: known[name] / size - 1 for name, size in run.measured.items() if name in known}
 
 

@@ -97,3 +97,23 @@ def test_what_cannot_be_encoded_is_escaped():
     terminal.write(["модель"], stream)
 
     assert stream.getvalue() == "\\u043c\\u043e\\u0434\\u0435\\u043b\\u044c\n"
+
+
+def test_progress_is_one_line_that_is_gone_in_the_end():
+    """Each text replaces the one before it, also when the work fails; nothing in it moves the cursor."""
+    stream = Stream(tty=True)
+    with pytest.raises(ZeroDivisionError), terminal.progress(stream) as show:
+        show("loading 3 of 80 layers")
+        show("first\nstep")
+        raise ZeroDivisionError
+
+    assert stream.getvalue() == "\r\x1b[Kloading 3 of 80 layers ...\r\x1b[Kfirst\\nstep ...\r\x1b[K"
+
+
+def test_progress_is_for_terminals_alone():
+    """A log gets no escape codes."""
+    stream = Stream(tty=False)
+    with terminal.progress(stream) as show:
+        assert show is None
+
+    assert stream.getvalue() == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.accuracy import EXTRAPOLATED_PERCENT
 from planner.bookkeeping import keep_books, steady_bytes
 from planner.device import Device
 from planner.engines.analysis import Analysis, host_ram
@@ -71,6 +72,5 @@ def _whole(
 def _warnings(trace: Trace) -> tuple[str, ...]:
     if trace.num_layers == trace.whole_layers:
         return ()
-    return (
-        f"traced {trace.num_layers} of {trace.whole_layers} layers; the others repeat them, which full traces bear out to 0.1 %",
-    )
+    some = f"traced {trace.num_layers} of {trace.whole_layers} layers; the others repeat them"
+    return (f"{some} (off full traces by {EXTRAPOLATED_PERCENT} % at most)",)

@@ -86,7 +86,7 @@ def _silently(_: str) -> None:
 @contextmanager
 def _refusals(spec: ModelSpec) -> Iterator[None]:
     """
-    What the libraries raise in a step, they raise in a real one.
+    What the libraries raise in a trace, they raise in a real run.
 
     Raises:
         UnsupportedModelError: In their words.
@@ -99,7 +99,7 @@ def _refusals(spec: ModelSpec) -> Iterator[None]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         words = str(error).strip().splitlines()
         raise UnsupportedModelError(
-            f"a step of {spec.id} stops in {Path(frame.filename).name}:{frame.lineno} with {type(error).__name__}: "
+            f"{spec.id} stops in {Path(frame.filename).name}:{frame.lineno} with {type(error).__name__}: "
             f"{words[0] if words else error!r}",
             hint="a real run of the installed libraries would stop there too: change --targets, --attn or --loss, or their versions",
         ) from error
@@ -137,7 +137,7 @@ def trace_run(
     capability = device.compute_capability if device else DEFAULT_CAPABILITY
     tell(f"instantiating {spec.id}")
     known = behaviours(stack, recipe)
-    with ExitStack() as patches:
+    with ExitStack() as patches, _refusals(spec):
         if recipe.attn == "flash_attention_2":
             patches.enter_context(flash.available())
         blueprint = draw(spec, recipe, every_layer=every_layer)
@@ -152,14 +152,14 @@ def trace_run(
             layers = built.base.get_submodule(instances.path)
             patches.enter_context(instances.watched(layers, recorder))
         training = Training(built, recipe, known, recorder, instances)
-        with _refusals(spec):
-            tell("first step")
-            training.step()
-            tell("steady step")
-            training.step()
-            tell("evaluation and save")
-            training.evaluate()
-            training.save()
+        for what, run in (
+            ("first step", training.step),
+            ("steady step", training.step),
+            ("evaluation", training.evaluate),
+            ("save", training.save),
+        ):
+            tell(what)
+            run()
         history = recorder.end()
         if instances is not None:
             history.repeat, history.layers = instances.repeated.count, instances.repeated.period

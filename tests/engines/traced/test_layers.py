@@ -16,8 +16,11 @@ torch = pytest.importorskip("torch")
 from planner.engines.traced.blueprint import Blueprint, draw  # noqa: E402
 from planner.engines.traced.layers import NOTHING, Instances, Stack, find_stack, kept, shortened  # noqa: E402
 
-WORST = 0.0003
-"""The worst phase of any of the runs below; the norms that clipping stacks are as many as the parameters, and no more differs."""
+WORST = 0.0015
+"""
+Of a phase with clipping, whose norms are stacked into one tensor for all parameters: 0.13 % with Adafactor, under 0.01 % else.
+Without clipping there is no difference.
+"""
 
 
 def drawn(model: str, layers: int, *, every_layer: bool = False, **changes: Any) -> Blueprint:
@@ -131,18 +134,20 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "reentrant": {"use_reentrant": True},
 }
 TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"] * 4}
+SLOW = pytest.mark.slow
 RUNS = [
-    ("llama", 6, {}, "none", {}),
-    ("llama", 6, {}, "non-reentrant", {}),
-    ("llama", 6, {}, "reentrant", {}),
-    ("llama", 6, {}, "non-reentrant", {"method": "lora", "entry_point": "loop", "optim": "adamw_torch"}),
-    ("llama", 6, {}, "none", {"method": "full", "optim": "adamw_torch"}),
-    ("llama", 6, {"tie_word_embeddings": True}, "non-reentrant", {"method": "full", "entry_point": "trainer"}),
-    ("gemma3_text", 8, TWO_KINDS, "non-reentrant", {}),
-    ("mixtral", 6, {}, "none", {}),
-    ("mixtral", 6, {}, "non-reentrant", {"method": "lora"}),
-    ("olmo", 6, {}, "non-reentrant", {}),
-    ("deepseek_v3", 6, {}, "non-reentrant", {"method": "lora"}),
+    ("llama", 5, {}, "none", {}),
+    ("llama", 5, {}, "non-reentrant", {}),
+    ("llama", 5, {}, "reentrant", {}),
+    ("llama", 5, {}, "none", {"method": "full", "optim": "adamw_torch"}),
+    ("llama", 5, {"tie_word_embeddings": True}, "non-reentrant", {"method": "full", "entry_point": "trainer"}),
+    ("gemma3_text", 8, TWO_KINDS, "none", {"method": "full"}),
+    ("mixtral", 5, {}, "none", {}),
+    ("olmo", 5, {}, "non-reentrant", {"method": "lora"}),
+    pytest.param("gemma3_text", 8, TWO_KINDS, "non-reentrant", {}, marks=SLOW),
+    pytest.param("llama", 5, {}, "non-reentrant", {"method": "lora", "entry_point": "loop", "optim": "adamw_torch"}, marks=SLOW),
+    pytest.param("mixtral", 5, {}, "non-reentrant", {"method": "lora"}, marks=SLOW),
+    pytest.param("deepseek_v3", 6, {}, "non-reentrant", {"method": "lora"}, marks=SLOW),
 ]
 
 
@@ -164,11 +169,11 @@ def test_three_instances_stand_for_all(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "layers", "knobs"), [("llama", 6, {}), ("llama", 6, {"grad_accum": 2}), ("llama", 6, {"optim": "adafactor"})])
-def test_with_clipping_the_peaks_agree(model: str, layers: int, knobs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("knobs", [{}, {"optim": "adafactor", "gradient_checkpointing": False}])
+def test_with_clipping_the_peaks_agree(knobs: dict[str, Any]) -> None:
     """The stacked norms are one tensor for all parameters: no phase's peak is further off than the bound says."""
-    whole = highs(traced(model, layers, every_layer=True, **knobs).history)
-    short = highs(traced(model, layers, **knobs).history)
+    whole = highs(traced("llama", 5, every_layer=True, **knobs).history)
+    short = highs(traced("llama", 5, **knobs).history)
 
     assert max(abs(short[phase] / nbytes - 1) for phase, nbytes in whole.items()) <= WORST
 
@@ -190,9 +195,9 @@ def test_three_instances_stand_for_all_in_other_families(model: str, layers: int
 
 def test_phases_are_whole() -> None:
     """Each stretch of an unrolled history carries the instance that it is, in the order of the layers."""
-    history = unroll_history(traced("llama", 6, max_grad_norm=0.0).history)
+    history = unroll_history(traced("llama", 5, use_reentrant=False, max_grad_norm=0.0).history)
     forward = [s.instance for s in history.stretches if s.phase is Phase.FORWARD and s.instance is not None]
     backward = [s.instance for s in history.stretches if s.phase is Phase.BACKWARD and s.instance is not None]
 
-    assert forward == [*range(6), *range(6)]
-    assert backward == [*range(5, -1, -1), *range(5, -1, -1)]
+    assert forward == [*range(5), *range(5)]
+    assert backward == [*range(4, -1, -1), *range(4, -1, -1)]

@@ -126,7 +126,7 @@ def test_parts_of_a_weight_are_named(recorder: Any) -> None:
     """Packed weights are parameters, their statistics are told apart from them."""
     name_model(torch.nn.Sequential(four_bit(256, 512)), recorder)
     history = recorder.history
-    named = {history.names[i]: history.categories[i] for i in recorder.live.values() if history.names[i].startswith("0.")}
+    named = {f"{history.scopes[i]}.{history.names[i]}": history.categories[i] for i in recorder.live.values() if history.scopes[i] == "0"}
 
     assert named == {
         "0.weight": Category.PARAMETER,
