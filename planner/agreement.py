@@ -67,7 +67,7 @@ class Agreement:
         """Why the engines differ, one sentence a cause, where a phase differs by a thousandth or a category by a hundredth of its peak."""
         found: dict[str, None] = {}
         for row in self.rows:
-            if row.category is None and abs(row.difference_bytes) * 1000 >= row.traced_bytes:
+            if row.category is None and row.difference_bytes and abs(row.difference_bytes) * 1000 >= row.traced_bytes:
                 found[self._why(row)] = None
         if self._told_apart:
             found[_TOLD_APART] = None
@@ -84,9 +84,9 @@ class Agreement:
         )
 
     def _why(self, row: Row) -> str:
-        """The category that differs the most, and what the trace has in it that is largest."""
+        """The category that makes up for most of it (others may be the same bytes under two names), and the trace's largest in it."""
         parts = [part for part in self.rows if part.phase is row.phase and part.category is not None]
-        most = max(parts, key=lambda part: abs(part.difference_bytes))
+        most = min(parts, key=lambda part: abs(row.difference_bytes - part.difference_bytes))
         assert most.category is not None
         which = "more" if most.difference_bytes > 0 else "less"
         largest = _largest(self.traced, self.traced.peaks[row.phase], most.category)

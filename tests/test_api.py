@@ -12,7 +12,7 @@ import planner
 from planner import api
 from planner.allocator import replay
 from planner.device import Device
-from planner.errors import InvalidRecipeError, UnavailableError, UnknownDeviceError, UnknownModelError, UnsupportedRecipeError
+from planner.errors import InvalidRecipeError, UnknownDeviceError, UnknownModelError, UnsupportedRecipeError
 from planner.spec import ModelSpec
 from tests import fakes
 
@@ -202,8 +202,8 @@ def test_faults_of_the_request_are_named():
         api.estimate("no/such model")
     with pytest.raises(InvalidRecipeError, match="engine is `oracle`"):
         api.estimate(LLAMA_7B, engine="oracle")
-    with pytest.raises(UnavailableError, match="no traced engine"):
-        api.estimate(LLAMA_7B, engine="traced")
+    with pytest.raises(InvalidRecipeError, match="traced engine runs what is installed"):
+        api.estimate(LLAMA_7B, engine="traced", stack="transformers==4.44.0")
 
 
 def test_a_card_without_bf16_is_warned_about():

@@ -32,7 +32,11 @@ def traced_engine(stack: Stack | None, progress: Callable[[str], None] | None = 
             f"the traced engine runs {', '.join(NEEDED)}; not installed here: {', '.join(missing)}", hint='pip install "qplan[torch]"'
         )
     installed = detect()
-    others = [f"{name}=={stack.versions[name]}" for name in PACKAGES if stack and stack.versions[name] != installed.versions[name]]
+    others = [
+        f"{name}=={stack.versions[name]}"
+        for name in PACKAGES
+        if stack and _release(stack.versions[name]) != _release(installed.versions[name])
+    ]
     if others:
         raise InvalidRecipeError(
             f"stack asks for {', '.join(others)}, but the traced engine runs what is installed",
@@ -47,3 +51,8 @@ def traced_engine(stack: Stack | None, progress: Callable[[str], None] | None = 
     finally:
         logging.disable(disabled)
     return traced
+
+
+def _release(version: str) -> str:
+    """A version without the label of its build: 2.13.0+cpu is 2.13.0."""
+    return version.partition("+")[0]

@@ -50,9 +50,9 @@ def test_a_loader_that_races_has_other_histories():
 @pytest.mark.parametrize(
     ("knobs", "stack", "expected"),
     [
-        ({"method": "lora", "dtype": "bf16"}, "latest", V * D * 2),  # the embedding as it is stored
-        ({"method": "lora", "dtype": "fp32"}, "latest", V * D * (2 + 4)),  # and as it is cast
-        ({"method": "lora", "dtype": "bf16"}, "transformers==4.44.0", PARAMETERS * 2),  # the whole model, then moved
+        ({"dtype": "bf16"}, "latest", V * D * 2),  # straight to the card: the embedding as it is stored
+        ({"dtype": "fp32"}, "latest", V * D * (2 + 4)),  # and as it is cast
+        ({"method": "lora", "dtype": "bf16"}, "latest", PARAMETERS * 2),  # on the CPU, then moved
     ],
 )
 def test_host_ram_is_the_largest_tensor_or_the_whole_model(knobs, stack, expected):

@@ -28,9 +28,10 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch,
 
 @pytest.fixture
 def _all_there(monkeypatch):
-    """Every library, in the newest profile's versions; none of them is touched."""
+    """Every library, in the newest profile's versions, torch in a build for CPUs; none of them is touched."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(stack, "_installed", lambda: {name: LATEST.versions[name] for name in PACKAGES})
+    builds = {"torch": "+cpu"}
+    monkeypatch.setattr(stack, "_installed", lambda: {name: LATEST.versions[name] + builds.get(name, "") for name in PACKAGES})
 
 
 @pytest.mark.usefixtures("_all_there")
@@ -50,6 +51,7 @@ def test_what_is_installed_is_run(monkeypatch):
 
     assert installed.traced_engine(parse_stack("auto"), told.append) is engine
     assert installed.traced_engine(parse_stack(f"peft=={LATEST.versions['peft']}")) is engine
+    assert installed.traced_engine(parse_stack("latest")) is engine
     assert installed.traced_engine(None) is engine
     assert told == ["importing torch and transformers"]
     assert logging.root.manager.disable == logging.NOTSET

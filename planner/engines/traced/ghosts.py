@@ -138,6 +138,52 @@ _devices: list[torch.device] = []
 """What C++ takes the card and the host for: two devices of one backend, so that a parameter can move between them in place."""
 
 
+_traces: list[None] = []
+"""One entry for each trace that runs: outside of traces the backend says that it has no device."""
+
+
+class _Backend:
+    """What `torch.ghost` answers."""
+
+    def is_initialized(self) -> bool:
+        """Whether a trace runs."""
+        return bool(_traces)
+
+    def is_available(self) -> bool:
+        """The same."""
+        return bool(_traces)
+
+    def device_count(self) -> int:
+        """One card while a trace runs."""
+        return len(_traces[:1])
+
+    def current_device(self) -> int:
+        """The only one."""
+        return 0
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Nothing is random without numbers."""
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+
+def _hook() -> Any:
+    """What C++ asks."""
+
+    class Hook(torch._C._acc.PrivateUse1Hooks):
+        def is_available(self) -> bool:
+            return bool(_traces)
+
+        def has_primary_context(self, _: int) -> bool:
+            return bool(_traces)
+
+        def is_built(self) -> bool:
+            return True
+
+    return Hook()
+
+
 def _register() -> None:
     """
     The backend, once a process.
@@ -160,7 +206,7 @@ def _register() -> None:
             hint="trace in a process of its own",
         )
     if taken != NAME:
-        setup(rename=NAME)
+        setup(rename=NAME, backend_module=_Backend(), hook=_hook())
     _devices[:] = torch.device(NAME, 0), torch.device(NAME, 1)
 
 
@@ -233,6 +279,8 @@ def card(capability: tuple[int, int], total_bytes: int, multiprocessors: int) ->
         "memory_allocated": lambda *_, **__: 0,
     }
     with ExitStack() as stack:
+        _traces.append(None)
+        stack.callback(_traces.pop)
         stack.enter_context(mock.patch.multiple(torch.cuda, **answers))
         stack.enter_context(mock.patch.object(import_module("torch.cuda.amp.common"), "amp_definitely_not_available", return_value=False))
         for module in map(import_module, ("torch.optim.optimizer", "torch.utils._foreach_utils")):
