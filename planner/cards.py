@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from functools import cache
 from typing import Any
 
 import model_specs
+from planner import nvml
 from planner.config_file import printable
 from planner.device import Device
-from planner.errors import UnknownDeviceError
+from planner.errors import UnavailableError, UnknownDeviceError
+from planner.hardware import host_memory
 from planner.units import GIB, KIB, MIB, human
+from planner.visible import VARIABLE, Seen, visible
 
 # The cards that an estimate without a card is answered for: what people rent and own, from 16 to 180 GB, one a size.
 COMMON = (
@@ -35,8 +37,6 @@ _SIZE = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,9})?)\s*(?P<unit>[mg]i?b?|tib|
 # torch prints MiB as `MB` (`total_memory=15102MB`), and that is what people copy. GB is not here: it is the name of a card's
 # size, not a size.
 _UNITS = {"b": 1, "bytes": 1, "m": MIB, "mb": MIB, "mi": MIB, "mib": MIB, "gi": GIB, "gib": GIB, "tib": KIB * GIB}
-# What NVIDIA's driver, WSL's and Jetson's put there on Linux; containers get the first from the host.
-_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/proc/driver/nvidia/version")
 _SMALLEST, _LARGEST = 64 * MIB, 16 * KIB * GIB
 _WAY_OUT = "run `qplan gpus` for the list, or give a size such as 80GiB"
 
@@ -95,51 +95,35 @@ def local_device() -> Device | None:
     """
     The first NVIDIA GPU that CUDA programs in this machine would see, or None: quickly, and without a CUDA context.
 
-    CUDA_VISIBLE_DEVICES is respected, as indices (in PCI bus order) or UUIDs. `total_bytes` is what this driver gives to
-    processes, `used_bytes` what all of them hold now.
+    CUDA_VISIBLE_DEVICES is respected: indices (in PCI bus order), UUIDs, MIG instances (`planner.visible`). `total_bytes` is what
+    this driver gives to processes, `used_bytes` what all of them hold now.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    first = "0" if visible is None else visible.split(",")[0].strip()
-    if not re.fullmatch(r"\d{1,3}|(GPU|MIG)-[\w/-]+", first):
-        return None  # empty, -1 or unreadable: CUDA shows no card then
-    if "pynvml" not in sys.modules and not _may_have_driver():
+    if not nvml.may_have_driver():
         return None
     try:
-        import pynvml
-    except ImportError:
+        found = nvml.read(thorough=False)
+    except UnavailableError:
         return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    devices = visible(os.environ.get(VARIABLE), found.cards).devices
+    return device_of(devices[0]) if devices else None
+
+
+def device_of(seen: Seen) -> Device | None:
+    """What CUDA sees as a card to plan for; None where its memory or its compute capability is not known."""
+    card, memory = seen.card, (seen.instance or seen.card).memory
+    note = "this machine's card: what NVML reports, without the {} that the driver keeps"
+    if memory is None and card.is_unified:
+        memory, note = host_memory(), "this machine's memory, which the card shares: MemTotal and MemAvailable of Linux"
+    if memory is None or card.compute_capability is None or card.is_lost:
         return None
-    try:
-        return _from_nvml(pynvml, first)
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _may_have_driver() -> bool:
-    """Whether the device files leave it open that NVML would find a card: loading pynvml takes 10 ms, a look at them none."""
-    return sys.platform != "linux" or any(map(os.path.exists, _DRIVER_FILES))
-
-
-def _from_nvml(pynvml: Any, first: str) -> Device:
-    """The card with that index or UUID, as NVML sees it."""
-    by_index = first.isdecimal()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(int(first)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(first.encode())
-    name = pynvml.nvmlDeviceGetName(handle)
-    name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-    try:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-        reserved = int(memory.reserved)
-    except pynvml.NVMLError:  # drivers before 510 have only the first version, whose total leaves the reserved part out
-        memory, reserved = pynvml.nvmlDeviceGetMemoryInfo(handle), 0
-    total = int(memory.total) - reserved
-    major, minor = (int(part) for part in pynvml.nvmlDeviceGetCudaComputeCapability(handle))
-    note = f"this machine's card: what NVML reports, without the {human(reserved)} that the driver keeps"
-    return Device(name, total, (major, minor), bf16=major >= 8, used_bytes=int(memory.used), note=note)
+    return Device(
+        name=(seen.instance or card).name or f"card {card.index}",
+        total_bytes=memory.total_bytes,
+        compute_capability=card.compute_capability,
+        bf16=card.compute_capability[0] >= 8,
+        used_bytes=memory.used_bytes,
+        note=note.format(human(memory.reserved_bytes)),
+    )
 
 
 def _device(card: dict[str, Any], note: str = "") -> Device:

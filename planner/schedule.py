@@ -282,9 +282,9 @@ class Tape:
                 if held is None:
                     return  # the engine's buffer keeps it until the other user's gradient is there
                 del self._shared[id(target)]
-                # A linear's weight gradient is a transposed view: its base is a second reference to the storage, so that
-                # can_accumulate_inplace says no, for real tensors too.
-                grad = self.new(grad.numel, grad.dtype, "gradient sum")
+                # A view's base is a second reference to the storage, so that can_accumulate_inplace says no, for real tensors too.
+                in_place = self.accumulates_in_place and not held.is_view and _is_last_reference(held)
+                grad = held if in_place else self.new(grad.numel, grad.dtype, "gradient sum")
                 del held
             if target.grad is None:
                 target.grad = grad

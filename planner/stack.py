@@ -73,11 +73,17 @@ def detect() -> Stack:
     Only the names of the metadata folders are read: `importlib.metadata` gives the same answer, but its import is a third of a
     cold start.
     """
-    versions = _installed()
+    versions = installed()
     missing = [package for package in PACKAGES if package not in versions]
     if missing:
         return Stack(dict(LATEST.versions), f"newest profile; {_listed(missing)} not installed here")
-    return Stack({package: versions[package] for package in PACKAGES}, "this environment")
+    return Stack(versions, "this environment")
+
+
+def installed() -> dict[str, str]:
+    """The version of each of `PACKAGES` that is installed here, in that order; those that are not are left out."""
+    versions = _installed()
+    return {package: versions[package] for package in PACKAGES if package in versions}
 
 
 def _installed() -> dict[str, str]:

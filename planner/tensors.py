@@ -39,9 +39,10 @@ class Tensor:
         node: Its grad_fn; None for a leaf.
         slot: Which of the node's outputs it is.
         grad: Of a leaf: its gradient.
+        is_view: Whether it is a view whose base somebody else holds: a linear's transposed weight gradient.
     """
 
-    __slots__ = ("dtype", "grad", "node", "numel", "requires_grad", "slot", "storage")
+    __slots__ = ("dtype", "grad", "is_view", "node", "numel", "requires_grad", "slot", "storage")
 
     def __init__(self, storage: Storage | None, numel: int, dtype: DType, requires_grad: bool = False) -> None:
         self.storage = storage
@@ -51,6 +52,7 @@ class Tensor:
         self.node: Node | None = None
         self.slot = 0
         self.grad: Tensor | None = None
+        self.is_view = False
 
     def detach(self, requires_grad: bool = False) -> Tensor:
         """A leaf on the same storage."""

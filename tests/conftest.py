@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from planner.allocator.settings import VARIABLES
+
+if TYPE_CHECKING:
+    from tests.nvml_stand_in import Machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -53,3 +57,19 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"tests/golden/{name}.txt differs; pytest --overwrite writes it anew"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def nvml_libraries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The stand-in for the driver's library, and one as drivers before 510 had it."""
+    from tests.nvml_stand_in import compiled
+
+    return compiled(tmp_path_factory.mktemp("nvml")), compiled(tmp_path_factory.mktemp("nvml_old"), "-DOLD")
+
+
+@pytest.fixture
+def machine(nvml_libraries: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Call it with cards of `tests.nvml_stand_in`, and this process has them."""
+    from tests import nvml_stand_in
+
+    return nvml_stand_in.Machine(*nvml_libraries, tmp_path, monkeypatch)

@@ -25,7 +25,8 @@ def scattered(seed: int, count: int = 200) -> History:
             history.drop(live.pop(draw.randrange(len(live))))
         else:
             live.append(history.add(draw.choice((1, 512, 700 * KIB, 3 * MIB + 5, 11 * MIB)), "x", draw.choice(list(Category))))
-    history.stretches = [Stretch(Phase.LOAD, 0, 50), Stretch(Phase.FORWARD, 50, 120), Stretch(Phase.OPTIMIZER_STEP, 120, len(history.events))]
+    end = len(history.events)
+    history.stretches = [Stretch(Phase.LOAD, 0, 50), Stretch(Phase.FORWARD, 50, 120), Stretch(Phase.OPTIMIZER_STEP, 120, end)]
     return history
 
 

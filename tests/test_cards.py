@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-import types
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import model_specs
-from planner import cards
+from planner import cards, nvml
 from planner.catalog import common_devices, find_device, list_devices, local_device
 from planner.errors import UnknownDeviceError
 from planner.units import GIB, MIB
+from tests.nvml_stand_in import A100, A100_TOTAL, LOST, NOT_LOADED, NOT_SUPPORTED, T4, card, part
 
 NAMES = {
     "t4": "Tesla T4",
@@ -193,86 +193,81 @@ def test_the_list_has_every_card_with_a_known_size():
     assert all(device.total_bytes > 7 * GIB and device.note for device in list_devices())
 
 
-class FakeNvml(types.ModuleType):
-    """NVML of a machine with two cards, the second one partly used."""
-
-    nvmlMemory_v2 = 2  # noqa: N815 - NVML's own names, here and below
-
-    class NVMLError(Exception):
-        """What NVML raises."""
-
-    def __init__(self, *, driver: bool = True, versions: int = 2):
-        super().__init__("pynvml")
-        self.driver, self.versions, self.open = driver, versions, 0
-
-    def nvmlInit(self):  # noqa: N802
-        if not self.driver:
-            raise self.NVMLError
-        self.open += 1
-
-    def nvmlShutdown(self):  # noqa: N802
-        self.open -= 1
-
-    def nvmlDeviceGetHandleByIndex(self, index: int):  # noqa: N802
-        if index > 1:
-            raise self.NVMLError
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes):  # noqa: N802
-        return {b"GPU-0a1b": 1}[uuid]
-
-    def nvmlDeviceGetName(self, handle: int):  # noqa: N802
-        return ("Tesla T4", b"NVIDIA A100-SXM4-80GB")[handle]
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle: int):  # noqa: N802
-        return ((7, 5), (8, 0))[handle]
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int, version: int = 1):  # noqa: N802
-        if version > self.versions:
-            raise self.NVMLError
-        reserved = {"reserved": 430 * MIB} if version == 2 else {}
-        return types.SimpleNamespace(total=(15360, 81920)[handle] * MIB, used=(0, 7 * GIB)[handle], **reserved)
-
-
-def test_the_local_card_is_the_first_that_cuda_would_see(monkeypatch: pytest.MonkeyPatch):
+def test_the_local_card_is_the_first_that_cuda_would_see(machine, monkeypatch: pytest.MonkeyPatch):
     """Index or UUID of CUDA_VISIBLE_DEVICES; its memory is what the driver gives to processes."""
-    nvml = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine(card(0, T4), card(1, A100, memory=f"{A100_TOTAL} {430 * MIB} {7 * GIB}"))
     first = local_device()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     second = local_device()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0a1b")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a1b")
 
     assert (first.name, first.total_bytes, first.compute_capability, first.bf16) == ("Tesla T4", 14930 * MIB, (7, 5), False)
     assert (second.name, second.used_bytes, second.bf16) == ("NVIDIA A100-SXM4-80GB", 7 * GIB, True)
+    assert "without the 0.42 GiB that the driver keeps" in second.note
     assert local_device() == second
-    assert nvml.open == 0
 
 
-def test_an_old_driver_is_asked_the_old_way(monkeypatch: pytest.MonkeyPatch):
+def test_an_old_driver_is_asked_the_old_way(machine):
     """Where NVML has only the first version of the call, its total stands."""
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(versions=1))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine(card(0, T4), old=True)
 
-    assert local_device().total_bytes == 15360 * MIB
+    assert local_device().total_bytes == 14930 * MIB
+    assert "without the 0 B" in local_device().note
 
 
-@pytest.mark.parametrize("visible", ["", "-1", "7", "NoDevFiles", "0x1"])
-def test_a_hidden_card_is_none(visible: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_mig_instance_is_a_card(machine):
+    """Its own memory and name, the compute capability of its card."""
+    machine(card(mig="1 1", parts="7"), part(0, 2, f"{A100} MIG 3g.40gb", f"{40 * GIB} 0 {GIB}", 2))
+    found = local_device()
+
+    assert (found.name, found.total_bytes, found.used_bytes) == (f"{A100} MIG 3g.40gb", 40 * GIB, GIB)
+    assert found.compute_capability == (8, 0)
+
+
+def test_a_card_without_memory_of_its_own_has_the_hosts(machine, monkeypatch, tmp_path):
+    """As a DGX Spark answers: `NVML_ERROR_NOT_SUPPORTED`, MemTotal 127600748 kB, of which CUDA reports 121.69 GiB as the card's."""
+    (tmp_path / "meminfo").write_text("MemTotal:       127600748 kB\nMemFree: 1 kB\nMemAvailable:   118566368 kB\n")
+    monkeypatch.setattr("planner.hardware._HOST_MEMORY", tmp_path / "meminfo")
+    machine(card(name="NVIDIA GB10", memory=NOT_SUPPORTED, capability="12 1"))
+    found = local_device()
+
+    assert f"{found.total_bytes / GIB:.2f}" == "121.69"
+    assert found.used_bytes == (127600748 - 118566368) * 1024
+    assert "MemTotal" in found.note
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "7", "NoDevFiles", "GPU-9", "MIG-1"])
+def test_a_hidden_card_is_none(visible: str, machine, monkeypatch: pytest.MonkeyPatch):
     """What CUDA would not show is not there."""
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    machine(card(0, T4), card(1))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
     assert local_device() is None
 
 
-def test_no_driver_and_no_library_are_none(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("what", ["handle", "memory", "capability"])
+def test_a_card_that_does_not_answer_is_none(what: str, machine):
+    """A plan needs its memory and its compute capability."""
+    machine(card(0, **{what: LOST}))
+
+    assert local_device() is None
+
+
+def test_no_driver_and_no_library_are_none(machine, monkeypatch: pytest.MonkeyPatch):
     """A machine without NVIDIA is no error."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(driver=False))
+    machine(init=NOT_LOADED)
     without_driver = local_device()
     monkeypatch.setitem(sys.modules, "pynvml", None)
 
     assert without_driver is None
     assert local_device() is None
+
+
+def test_pynvml_is_not_loaded_where_no_driver_can_be(monkeypatch: pytest.MonkeyPatch):
+    """The look at device files answers, as long as nobody has loaded pynvml."""
+    monkeypatch.setattr(nvml, "DRIVER_FILES", ())
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+
+    assert local_device() is None
+    assert "pynvml" not in sys.modules

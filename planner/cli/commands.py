@@ -12,13 +12,14 @@ from typer.main import get_command
 
 from planner.errors import QplanError
 
-NAMES = ("estimate", "compare", "gpus", "models")
+NAMES = ("estimate", "compare", "gpus", "models", "doctor")
 
 EXAMPLES = {
     "estimate": "Example: qplan estimate meta-llama/Llama-2-70b-hf --rank 16 --gpu a6000",
     "compare": "Example: qplan compare meta-llama/Llama-2-7b-hf mistralai/Mistral-7B-v0.1 --seq-len 2048",
     "gpus": "Example: qplan gpus meta-llama/Llama-3.1-8B --method lora",
     "models": "Example: qplan models qwen3 8b",
+    "doctor": "Example: qplan doctor --json",
 }
 
 # The base of what the parser raises: it is public under no name of its own, but BadParameter is, and this is its grandparent.

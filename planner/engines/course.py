@@ -135,7 +135,7 @@ class Course:
             Trained(parameter, module.name, module.owner)
             for module in modules
             if self.decoder.reaches(module.row.name)
-            for parameter in trained_tensors(module.row)
+            for parameter in trained_tensors(module.row, self.recipe)
         ]
         for step in range(_STEPS):
             self._step(first, again, trained, is_first=step == 0)

@@ -62,7 +62,7 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, reached: Cal
         transient = max(transient, _add_weight(out, row, recipe))
         _add_adapter(out, row)
         if reached(row.module.name):
-            out.trainables += [(parameter, row.count) for parameter in trained_tensors(row)]
+            out.trainables += [(parameter, row.count) for parameter in trained_tensors(row, recipe)]
     if recipe.is_quantized and recipe.double_quant and recipe.quantization != "int8":
         out.add("bitsandbytes: shared dynamic map", Category.QUANT_STATE, DYNAMIC_MAP.nbytes, formula="256 fp32")
     for buffer in spec.buffers:
@@ -74,15 +74,16 @@ def rest(spec: ModelSpec, preparation: Preparation, recipe: Recipe, reached: Cal
     return out
 
 
-def trained_tensors(row: PreparedModule) -> tuple[Parameter, ...]:
+def trained_tensors(row: PreparedModule, recipe: Recipe) -> tuple[Parameter, ...]:
     """What is trained of one module, in the order of `named_parameters()`: its own, the copies of `modules_to_save`, its adapter."""
     module, adapter = row.module, row.adapter
     found: list[Parameter] = []
+    in_32_bits = module.kind is ModuleKind.EMBEDDING and recipe.entry_point != "loop"
     if row.trainable:
-        found += [] if module.tied_to else [Parameter(module.shape, row.dtype)]
+        found += [] if module.tied_to else [Parameter(module.shape, row.dtype, in_32_bits)]
         found.append(Parameter((module.bias,), row.bias_dtype))
     if row.saved_copy is not None:
-        found += [Parameter(module.shape, row.saved_copy), Parameter((module.bias,), row.saved_copy)]
+        found += [Parameter(module.shape, row.saved_copy, in_32_bits), Parameter((module.bias,), row.saved_copy)]
     if adapter is not None:
         found += [Parameter(adapter.a_shape, adapter.dtype), Parameter(adapter.b_shape, adapter.dtype)]
         found.append(Parameter((adapter.magnitude,), adapter.magnitude_dtype))

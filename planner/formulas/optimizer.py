@@ -113,10 +113,13 @@ class Parameter(NamedTuple):
     Attributes:
         shape: Its shape.
         dtype: Its type.
+        in_32_bits: Whether bitsandbytes is told to keep its states in fp32, whatever the optimizer's bits: the trainers do so for weights
+            of `nn.Embedding` (transformers@5.23.0, trainer.py, Trainer.create_optimizer).
     """
 
     shape: tuple[int, ...]
     dtype: DType
+    in_32_bits: bool = False
 
     @property
     def numel(self) -> int:
@@ -181,7 +184,7 @@ def _bitsandbytes_states(variant: Variant, parameter: Parameter) -> tuple[State,
     """
     n, fp32 = parameter.numel, DType.FP32.num_bytes
     names = ("state1", "state2") if variant.rule is Rule.ADAMW else ("state1",)
-    in_8_bits = (n >= MIN_8BIT_ELEMENTS) * (variant.bits == 8)
+    in_8_bits = (n >= MIN_8BIT_ELEMENTS) * (variant.bits == 8 and not parameter.in_32_bits)
     nbytes = n * (fp32 - in_8_bits * (fp32 - 1))
     managed = nbytes * (n >= MIN_PAGED_ELEMENTS) * variant.paged
     kept = [State(name, device_bytes=nbytes - managed, managed_bytes=managed) for name in names]
@@ -212,7 +215,7 @@ def shared_states(variant: Variant, parameters: Iterable[Parameter]) -> tuple[St
     """
     if variant.bits != 8:
         return ()
-    is_needed = largest(parameter.numel for parameter in parameters) >= MIN_8BIT_ELEMENTS
+    is_needed = largest(0 if parameter.in_32_bits else parameter.numel for parameter in parameters) >= MIN_8BIT_ELEMENTS
     names = ("qmap1", "qmap2") if variant.rule is Rule.ADAMW else ("qmap1",)
     return tuple(State(name, MAP_BYTES * is_needed) for name in names)
 

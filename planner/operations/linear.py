@@ -101,6 +101,8 @@ def product(t: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: int
             g = grads[0]
             assert g is not None
             dw = None if w_numel is None else t.new(w_numel, g.dtype, "gradient of a weight")
+            if dw is not None:
+                dw.is_view = True
             dx = None if x_numel is None else t.new(x_numel, g.dtype, "gradient of an input")
             t.multiplies()
             db = None if b_numel is None else t.new(b_numel, g.dtype, "gradient of a bias")

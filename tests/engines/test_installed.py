@@ -37,7 +37,7 @@ def _all_there(monkeypatch):
 @pytest.mark.usefixtures("_all_there")
 def test_other_versions_than_are_installed_are_refused():
     """A trace of 5.23 is no answer for 4.44."""
-    with pytest.raises(InvalidRecipeError, match=r"asks for transformers==4\.44\.0, but the traced engine runs what is installed") as caught:
+    with pytest.raises(InvalidRecipeError, match=r"asks for transformers==4\.44\.0, but") as caught:
         installed.traced_engine(parse_stack("transformers==4.44.0"), lambda _: pytest.fail("it was imported"))
     assert "--engine analytic" in caught.value.hint
 

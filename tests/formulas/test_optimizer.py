@@ -217,3 +217,23 @@ def test_names_mean_what_the_trainer_builds() -> None:
         assert kwargs.get("is_paged", False) == variant.paged, name
         assert kwargs.get("fused", False) is (variant.library == "torch" and variant.loop is optimizer.Loop.KERNEL), name
         assert "foreach" not in kwargs, name
+
+
+def test_the_trainers_keep_embeddings_states_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    bitsandbytes told as the Trainer tells it keeps an embedding's states in fp32 under an 8-bit optimizer, and makes no 8-bit maps.
+    """
+    bnb = pytest.importorskip("bitsandbytes")
+    manager = bnb.optim.GlobalOptimManager
+    monkeypatch.setattr(manager, "_instance", None)
+    embedding = torch.nn.Embedding(128, 64)
+    real = bnb.optim.AdamW(embedding.parameters(), optim_bits=8)
+    manager.get_instance().register_module_override(embedding, "weight", {"optim_bits": 32})
+    embedding.weight.grad = torch.ones_like(embedding.weight)
+    real.step()
+    told = Parameter((128, 64), DType.FP32, in_32_bits=True)
+    found = {key: x.nbytes for key, x in real.state[embedding.weight].items() if isinstance(x, torch.Tensor) and x.numel() > 1}
+    variant = optimizer.VARIANTS["adamw_8bit"]
+
+    assert {state.name: state.device_bytes for state in optimizer.states(variant, told) if state.device_bytes} == found
+    assert not any(state.device_bytes for state in optimizer.shared_states(variant, [told]))

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 import model_specs
 from planner.architecture import build_spec
-from planner.bookkeeping import keep_books
 from planner.catalog import find_checkpoint, find_device
 from planner.engines.analytic import analyse
 from planner.errors import QplanError
@@ -27,7 +26,6 @@ from planner.recipe import make_recipe
 from planner.spec import ModelSpec
 from planner.stack import parse_stack, resolve
 from planner.units import GIB
-from planner.unrolling import NotRepeatable, unroll_history
 
 CARD = "a100-80gb"
 PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER_STEP)
@@ -85,7 +83,7 @@ def compare(name: str, *, every_layer: bool = False) -> Line:
 
 
 def _compare(spec: ModelSpec, knobs: dict[str, float], *, every_layer: bool) -> Line:
-    from planner.engines.traced import trace_run
+    from planner.engines.traced import analyse as trace
 
     stack, device = parse_stack("auto"), find_device(CARD)
     refusals: list[str] = []
@@ -98,12 +96,7 @@ def _compare(spec: ModelSpec, knobs: dict[str, float], *, every_layer: bool) -> 
         refusals.append(f"analytic: {refusal}")
     began = time.monotonic()
     try:
-        history = trace_run(spec, recipe, stack, device, every_layer=every_layer).history
-        traced = _peaks(keep_books("traced", unroll_history(history)))
-    except NotRepeatable:
-        if not every_layer:
-            return _compare(spec, knobs, every_layer=True)
-        raise
+        traced = _peaks(trace(spec, recipe, stack, device, every_layer=every_layer).ledger)
     except QplanError as refusal:
         refusals.append(f"traced: {refusal}")
     return Line(spec.id, analytic, traced, time.monotonic() - began, tuple(refusals))
@@ -115,17 +108,18 @@ def _peaks(ledger: Ledger) -> dict[Phase, int]:
 
 def checkpoints(words: list[str]) -> list[str]:
     """The bundled ids that have one of the words in them, or all."""
-    ids = sorted(fields["id"] for fields in model_specs.checkpoints())
-    return [id for id in ids if not words or any(word.lower() in id.lower() for word in words)]
+    ids = sorted((fields["id"] for fields in model_specs.checkpoints()), key=str.lower)
+    return [name for name in ids if not words or any(word.lower() in name.lower() for word in words)]
 
 
 def lines(ids: list[str], *, every_layer: bool) -> Iterator[Line]:
     """One after the other, with progress."""
-    for number, id in enumerate(ids, 1):
-        sys.stderr.write(f"\r{number} of {len(ids)}: {id:60s}")
+    for number, name in enumerate(ids, 1):
+        sys.stderr.write(f"{number} of {len(ids)}: {name}")
         sys.stderr.flush()
-        yield compare(id, every_layer=every_layer)
-    sys.stderr.write("\r" + " " * 80 + "\r")
+        line = compare(name, every_layer=every_layer)
+        sys.stderr.write("\r" + " " * 80 + "\r")
+        yield line
 
 
 def summary(found: list[Line]) -> str:
@@ -133,7 +127,7 @@ def summary(found: list[Line]) -> str:
     errors = {line.id: line.error for line in found if line.error is not None}
     if not errors:
         return f"none of {len(found)} compared"
-    worst = max(errors, key=lambda id: abs(errors[id]))
+    worst = max(errors, key=lambda name: abs(errors[name]))
     median = statistics.median(map(abs, errors.values()))
     return (
         f"{len(errors)} of {len(found)} compared: median {100 * median:.3f} %, worst {100 * errors[worst]:+.3f} % ({worst}); "
@@ -150,11 +144,12 @@ def main() -> None:
     if not ids:
         sys.exit("no bundled checkpoint has that in its id; `qplan models` lists them")
     found = []
-    print(HEADER)
+    sys.stdout.write(f"{HEADER}\n")
     for line in lines(ids, every_layer="--full" in options):
         found.append(line)
-        print(f"\r{line}", flush=True)
-    print(summary(found))
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{summary(found)}\n")
 
 
 if __name__ == "__main__":

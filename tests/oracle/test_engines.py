@@ -59,7 +59,7 @@ def test_the_command_prints_a_line_a_model(repository: Path) -> None:
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     printed = done.stdout.splitlines()
 
-    assert HEADER == printed[0]
+    assert printed[0] == HEADER
     assert [text.strip().split()[0] for text in printed[1:3]] == ["EleutherAI/pythia-14m", "mistralai/Mamba-Codestral-7B-v0.1"]
     assert "out_proj" in printed[2]
     assert printed[3].startswith("1 of 2 compared: median")

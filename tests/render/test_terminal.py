@@ -102,11 +102,15 @@ def test_what_cannot_be_encoded_is_escaped():
 def test_progress_is_one_line_that_is_gone_in_the_end():
     """Each text replaces the one before it, also when the work fails; nothing in it moves the cursor."""
     stream = Stream(tty=True)
-    with pytest.raises(ZeroDivisionError), terminal.progress(stream) as show:
-        show("loading 3 of 80 layers")
-        show("first\nstep")
-        raise ZeroDivisionError
 
+    def work() -> None:
+        with terminal.progress(stream) as show:
+            show("loading 3 of 80 layers")
+            show("first\nstep")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert stream.getvalue() == "\r\x1b[Kloading 3 of 80 layers ...\r\x1b[Kfirst\\nstep ...\r\x1b[K"
 
 

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -61,6 +62,7 @@ def quiet() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
+@lru_cache(maxsize=8)
 def draw(spec: ModelSpec, recipe: Recipe, *, every_layer: bool) -> Blueprint:
     """
     Decide what to trace.
@@ -84,7 +86,7 @@ def draw(spec: ModelSpec, recipe: Recipe, *, every_layer: bool) -> Blueprint:
     repeated = stack.repetition
     if not every_layer and len(layers) < total:
         short = shortened(config, layers)
-        if _kinds(model_class, short, dtype, attn) == tuple(stack.kinds[i] for i in layers):
+        if short is not None and _kinds(model_class, short, dtype, attn) == tuple(stack.kinds[i] for i in layers):
             return Blueprint(short, model_class, attn, Instances(stack.path, repeated), len(layers), total)
     return Blueprint(config, model_class, attn, Instances(stack.path, NOTHING), total, total)
 
@@ -99,7 +101,7 @@ def _kinds(model_class: Any, config: Any, dtype: torch.dtype, attn: str | None) 
 
 
 def _resolve(spec: ModelSpec) -> tuple[Any, type]:
-    """The config, and the class that serves it."""
+    """The config, and the class that serves it: the whole of a checkpoint with several towers, where there is such a class."""
     fields = {name: value for name, value in spec.config.items() if name not in ("model_type", "quantization_config", "auto_map")}
     try:
         config = AutoConfig.for_model(spec.model_type, **fields)
@@ -108,13 +110,18 @@ def _resolve(spec: ModelSpec) -> tuple[Any, type]:
             f"transformers {transformers.__version__} cannot read the config of {spec.id} (`{spec.model_type}`): {error}",
             hint="pip install -U transformers, or pass --engine analytic",
         ) from error
+    text_only = None
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         found = auto._model_mapping.get(type(config), None)
-        if found is not None:
-            model_class = found[0] if isinstance(found, (list, tuple)) else found
-            if model_class.config_class is config.sub_configs.get("text_config"):  # as AutoModelForCausalLM.from_config has it
-                config = config.get_text_config()
+        model_class = found[0] if isinstance(found, (list, tuple)) else found
+        if model_class is None:
+            continue
+        if model_class.config_class is config.sub_configs.get("text_config"):
+            text_only = text_only or model_class
+        else:
             return config, model_class
+    if text_only is not None:  # as AutoModelForCausalLM.from_config has it
+        return config.get_text_config(), text_only
     raise UnsupportedModelError(
         f"transformers {transformers.__version__} has no causal language model for `{spec.model_type}` ({spec.id})",
         hint="pass --engine analytic, or trace a model of your own with planner.trace",

@@ -71,7 +71,8 @@ def kept(stack: Stack) -> list[int]:
 
 def shortened(config: Any, layers: list[int]) -> Any:
     """
-    A config of a model that has only some of the layers: lists that have an entry for each layer lose the others'.
+    A config of a model that has only some of the layers: lists that have an entry for each layer lose the others'. None where the
+    family counts its layers in another way.
 
     Args:
         config: A transformers config; it is not changed.
@@ -79,11 +80,16 @@ def shortened(config: Any, layers: list[int]) -> Any:
     """
     short = copy.deepcopy(config)
     text = short.get_text_config()
-    total = text.num_hidden_layers
+    total = getattr(text, "num_hidden_layers", None)
+    if total is None:
+        return None
     for name, value in list(vars(text).items()):
         if isinstance(value, (list, tuple)) and len(value) == total and name != "architectures":
             setattr(text, name, type(value)([value[i] for i in layers]))
-    text.num_hidden_layers = len(layers)
+    try:
+        text.num_hidden_layers = len(layers)
+    except NotImplementedError:
+        return None
     return short
 
 

@@ -7,6 +7,7 @@ code that is installed, not by a table here.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -124,8 +125,7 @@ def _parameters() -> dict[str, type]:
     from bitsandbytes.nn import Int8Params, Params4bit
 
     return {
-        "Params4bit": type("Params4bit", (Ghost, Params4bit), {}),
-        "Int8Params": type("Int8Params", (Ghost, Int8Params), {}),
+        base.__name__: type(base.__name__, (Ghost, base), {"__deepcopy__": _copied}) for base in (Params4bit, Int8Params)
     }
 
 
@@ -135,9 +135,11 @@ def parameters() -> Iterator[None]:
     import bitsandbytes as bnb
     from bitsandbytes import functional
 
-    functional.name2qmap.setdefault("dynamic", functional.create_dynamic_map())  # needs numbers
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(functional.name2qmap))
+        functional.name2qmap.pop("dynamic", None)  # made anew, on the card, when the first weight is quantised
         stack.enter_context(mock.patch.object(functional, "lib", _NoKernels()))
+        stack.enter_context(mock.patch.object(bnb.optim.GlobalOptimManager, "_instance", None))  # one trace's overrides are no other's
         stack.enter_context(mock.patch.object(functional, "get_ptr", _no_address))
         for base, make in ((bnb.nn.Params4bit, _make_four_bit), (bnb.nn.Int8Params, _make_int8)):
             stack.enter_context(mock.patch.object(base, "__new__", _Constructor(base, make)))
@@ -162,6 +164,21 @@ def _wrap(name: str, data: Ghost, requires_grad: bool) -> Any:
     made = Ghost.__new__(_parameters()[name], data.meta, data.value, on_host=data.on_host)
     made.owner = data.owner
     made.requires_grad_(requires_grad)
+    return made
+
+
+def _copied(self: Any, memo: dict[int, Any]) -> Any:
+    """
+    A copy with memory and statistics of its own, as DoRA makes one of a base layer.
+
+    Source:
+        bitsandbytes@0.50.2, nn/modules.py, Params4bit.__deepcopy__, Int8Params.__deepcopy__.
+    """
+    made = _wrap(type(self).__name__, self.detach().clone(), self.requires_grad)
+    memo[id(self)] = made
+    for name, value in vars(self).items():
+        if name not in vars(made):
+            setattr(made, name, value if name == "module" else copy.deepcopy(value, memo))
     return made
 
 

@@ -39,7 +39,7 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "sum": lambda x: x.sum(-1, keepdim=True),
     "softmax": lambda x: x.softmax(-1),
     "layer norm": lambda x: torch.nn.functional.layer_norm(x, (4,)),
-    "silu": lambda x: torch.nn.functional.silu(x),
+    "silu": torch.nn.functional.silu,
     "cat": lambda x: torch.cat([x, x], 1),
     "stack": lambda x: torch.stack([x, x]),
     "topk": lambda x: x.topk(2).values,
@@ -89,9 +89,9 @@ def test_python_sees_a_tensor_of_cuda(recorder: Any) -> None:
     x = torch.empty(3, device="cuda")
 
     assert isinstance(x, Ghost)
-    assert (CUDA, True) == (x.device, x.is_cuda)
+    assert (x.device, x.is_cuda) == (CUDA, True)
     assert torch.zeros(2, device=x.device).device == torch.empty_like(x).device == CUDA
-    assert (HOST, False) == (x.cpu().device, x.cpu().is_cuda)
+    assert (x.cpu().device, x.cpu().is_cuda) == (HOST, False)
     assert x.cpu().cuda().device == CUDA
     assert x.to("cuda") is x.to(device=torch.device("cuda")) is x.cuda() is x
 

@@ -114,9 +114,7 @@ def scratch(recorder: Any, name: str) -> list[int]:
         ((8, 9), {"masked": True, "width": 128}, efficient_backward),
     ],
 )
-def test_scratch_of_attention_is_the_formulas(
-    capability: tuple[int, int], options: dict[str, Any], formula: Callable[..., Any]
-) -> None:
+def test_scratch_of_attention_is_the_formulas(capability: tuple[int, int], options: dict[str, Any], formula: Callable[..., Any]) -> None:
     """The buffers that the backward of a kernel takes are those of `formulas.workspace`, and go with it."""
     kinds = {BF16: DType.BF16, FP16: DType.FP16, FP32: DType.FP32}
     heads = options.get("heads", (4, 4))

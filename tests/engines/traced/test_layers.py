@@ -65,7 +65,7 @@ def test_every_layer_on_request() -> None:
 
     assert (found.num_layers, found.whole_layers) == (8, 8)
     assert found.instances is not None
-    assert NOTHING == found.instances.repeated
+    assert found.instances.repeated == NOTHING
 
 
 def test_layers_are_told_apart_by_what_they_do() -> None:
@@ -152,9 +152,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("model", "layers", "changes", "checkpoint", "knobs"), RUNS)
-def test_three_instances_stand_for_all(
-    model: str, layers: int, changes: dict[str, Any], checkpoint: str, knobs: dict[str, Any]
-) -> None:
+def test_three_instances_stand_for_all(model: str, layers: int, changes: dict[str, Any], checkpoint: str, knobs: dict[str, Any]) -> None:
     """Without clipping, every birth and death of the whole model in its order, from loading to the evaluation, and all counts."""
     options = {**CHECKPOINTS[checkpoint], **knobs, "max_grad_norm": 0.0}
     short = traced(model, layers, changes=changes, **options)

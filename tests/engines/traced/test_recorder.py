@@ -250,8 +250,8 @@ def test_owners_are_inherited(recorder: Any) -> None:
     single, mixed = owned[0] * 2, owned[0] + owned[1]
     listed = torch._foreach_mul(owned, 2.0)
 
-    assert [0, None] == [recorder.owner_of(x) for x in (single, mixed)]
-    assert [0, 1, None] == [recorder.owner_of(x) for x in listed]
+    assert [recorder.owner_of(x) for x in (single, mixed)] == [0, None]
+    assert [recorder.owner_of(x) for x in listed] == [0, 1, None]
 
 
 def test_nothing_is_inherited_where_the_layers_say_it(recorder: Any) -> None:

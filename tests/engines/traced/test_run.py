@@ -210,7 +210,7 @@ def test_a_step_that_the_libraries_refuse(monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(UnsupportedModelError) as error:
         trace_run(*planned("llama", 2), installed())
-    assert "a step of tiny stops in test_run.py:" in error.value.message
+    assert "tiny stops in test_run.py:" in error.value.message
     assert "ValueError" in error.value.message
     assert "experts are not for sale" in error.value.message
     assert "--targets" in str(error.value.hint)
