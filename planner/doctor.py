@@ -271,6 +271,9 @@ def _notes(driver: Driver, machine: Machine, seen: Visibility, order: str | None
     notes = []
     if not any(device_of(device) for device in seen.devices):
         notes.append(_STILL)
+    if driver.problem is None and not cards:
+        reason = machine.unanswered.get("cards")
+        notes.append(f"The driver runs, but finds no card{f' ({reason})' if reason else ''}: in a container, start it with --gpus all.")
     if cards:
         notes += _notes_on_torch(stack.installed().get("torch", ""), machine.cuda)
     if driver.platform == "wsl":
@@ -306,7 +309,8 @@ def _notes_on_torch(version: str, cuda: tuple[int, int] | None) -> list[str]:
         return [f"torch {version} is built without CUDA: it uses no card. Install torch from PyPI, or a +cu build."]
     label = re.fullmatch(r"cu(\d{2})\d", build)
     if label and cuda and int(label[1]) > cuda[0]:
-        return [f"torch {version} is built for CUDA {label[1]}; this driver runs CUDA {cuda[0]}: update the driver, or install an older build."]
+        way_out = "update the driver, or install an older build"
+        return [f"torch {version} is built for CUDA {label[1]}; this driver runs CUDA {cuda[0]}: {way_out}."]
     return []
 
 

@@ -134,11 +134,13 @@ class Machine:
         driver: The driver's version.
         cuda: The newest (major, minor) of CUDA that the driver runs.
         cards: In NVML's order.
+        unanswered: What was asked in vain of the driver itself -> NVML's reason.
     """
 
     driver: str | None
     cuda: tuple[int, int] | None
     cards: tuple[Card, ...]
+    unanswered: dict[str, str] = field(default_factory=dict)
 
 
 def host_memory() -> Memory | None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from planner.errors import UnavailableError
 from planner.hardware import NO_BYTES, Card, Instance, Machine, Memory, Process
@@ -49,12 +49,11 @@ def read(*, thorough: bool = True) -> Machine:
     """
     with _opened() as pynvml:
         found = _Questions(pynvml)
+        driver = found.ask("driver", pynvml.nvmlSystemGetDriverVersion)
         cuda = found.ask("cuda", pynvml.nvmlSystemGetCudaDriverVersion_v2)
-        return Machine(
-            driver=found.ask("driver", pynvml.nvmlSystemGetDriverVersion),
-            cuda=None if cuda is None else (cuda // 1000, cuda % 1000 // 10),
-            cards=tuple(_card(pynvml, index, thorough) for index in range(found.ask("count", pynvml.nvmlDeviceGetCount) or 0)),
-        )
+        count = found.ask("cards", pynvml.nvmlDeviceGetCount) or 0
+        cards = tuple(_card(pynvml, index, thorough) for index in range(count))
+        return Machine(driver, None if cuda is None else (cuda // 1000, cuda % 1000 // 10), cards, found.unanswered)
 
 
 class _Questions:
@@ -218,12 +217,13 @@ def _processes(found: _Questions, handle: Any) -> tuple[Process, ...] | None:
     graphics = _running(found, "graphics_processes", "Graphics", handle) or []
     own = _Questions(pynvml)
     told: dict[tuple[int, int], Process] = {}
-    for kind, rows in (("compute", compute), ("graphics", graphics)):
+    kinds: tuple[tuple[Literal["compute", "graphics"], list[Any]], ...] = (("compute", compute), ("graphics", graphics))
+    for kind, rows in kinds:
         for row in rows:
             instance = None if row.gpuInstanceId == _NO_INSTANCE else int(row.gpuInstanceId)
             name = own.ask("name", pynvml.nvmlSystemGetProcessName, row.pid)
             used = None if row.usedGpuMemory is None else int(row.usedGpuMemory)
-            process = Process(int(row.pid), _program(name, row.pid), used, kind, _is_own(row.pid), instance)  # type: ignore[arg-type]
+            process = Process(int(row.pid), _program(name, row.pid), used, kind, _is_own(row.pid), instance)
             told.setdefault((process.pid, row.gpuInstanceId), process)
     return tuple(sorted(told.values(), key=lambda process: (-(process.used_bytes or 0), process.pid)))
 

@@ -54,13 +54,13 @@ def test_a_loose_name_finds_its_card(text: str, name: str):
 
 def test_every_name_and_alias_finds_its_own_card():
     """Whatever the catalogue calls a card, in any case, is that card; one without a known size is refused by name."""
-    for card in model_specs.gpus():
-        for name in (card["name"], *card["aliases"]):
+    for known in model_specs.gpus():
+        for name in (known["name"], *known["aliases"]):
             try:
                 found = find_device(name.upper()).name
             except UnknownDeviceError as error:
-                found = card["name"] if f"`{card['name']}`" in error.message else ""
-            assert found == card["name"], name
+                found = known["name"] if f"`{known['name']}`" in error.message else ""
+            assert found == known["name"], name
 
 
 def test_the_total_is_what_cuda_reports():

@@ -10,9 +10,11 @@ import pytest
 from planner import doctor, stack
 from planner.doctor import diagnose
 from planner.formulas import runtime
+from planner.render import doctor as screen
+from planner.render.terminal import Terminal
 from planner.stack import LATEST, PACKAGES
 from planner.units import GIB, MIB
-from tests.nvml_stand_in import A100, A100_TOTAL, LOST, MISMATCH, NOT_LOADED, NOT_SUPPORTED, T4, card, part
+from tests.nvml_stand_in import A100, A100_TOTAL, LOST, MISMATCH, NOT_LOADED, NOT_SUPPORTED, T4, UNKNOWN, card, part
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,29 @@ def test_a_card_that_vanished_is_not_planned_for(machine):
     assert any("Card 0 went away" in note for note in found.notes)
 
 
+def test_a_driver_without_a_card_is_told(machine):
+    """None is there, or their number is not told: NVML's reason then."""
+    machine()
+    none = notes()
+    machine(card(), count=UNKNOWN)
+
+    assert "The driver runs, but finds no card: in a container" in none
+    assert "finds no card (Unknown Error)" in notes()
+
+
+@pytest.mark.parametrize("code", [1, 3, 4, 6, 7, 13, 15, 999])
+def test_every_question_may_be_refused(machine, code):
+    """Whichever it is, with whichever error, on a card and on an instance: the rest is found, and can be shown."""
+    whole = [card(0, mig="1 1", ecc="1 1", model="2 2", parts="2", processes=f"1:{GIB}:0"), part(0, 0, "MIG 1g", f"{GIB} 0 0", 0), card(1, T4)]
+    keys = [key for answers in whole for key in answers]
+    for key in [*keys, "driver", "cuda", "count", "pid.1"]:
+        machine(*whole, **{key: f"error {code}"})
+        found = diagnose({})
+
+        assert screen.lines(found, Terminal())
+        assert json.loads(screen.as_json(found)) == found.model_dump()
+
+
 def notes(**environment: str) -> str:
     """The notes of the machine as it is."""
     return "\n".join(diagnose(environment).notes)
@@ -103,7 +128,7 @@ def test_unified_memory_is_said_to_be_different(machine, monkeypatch, tmp_path):
 
 def test_wsl_and_wddm_are_said_to_be_different(machine, monkeypatch, tmp_path):
     """Windows manages the memory: a run that is too large may crawl instead of failing."""
-    machine(card(model="0 0", processes=f"9:-:-"))
+    machine(card(model="0 0", processes="9:-:-"))
     under_windows = notes()
     (tmp_path / "dxg").touch()
 
@@ -163,7 +188,7 @@ def test_versions_are_told_with_what_they_mean(monkeypatch):
     assert old["transformers"].startswith("checkpointing is reentrant; loading asks for a tensor at a time")
     assert (old["peft"], old["torch"]) == ("kbit-prepare leaves norms in fp32", "AdamW is adamw_torch where no optimizer is named")
     assert (torch.version, torch.planned_version, transformers.version) == ("2.6.0", LATEST.versions["torch"], None)
-    assert "without transformers, peft, trl, bitsandbytes, accelerate" in doctor._traced()
+    assert "without transformers, accelerate, peft, bitsandbytes, trl" in doctor._traced()
 
 
 def test_the_allocators_settings_are_read_as_pytorch_reads_them():

@@ -100,8 +100,7 @@ def check_4bit(values, dtype: DType, kind: str, *, double_quant: bool, block_ele
     assert bits(state.code.numpy()) == bits(tensor.tensors["quant_state.code"])
     if double_quant:
         assert state.absmax.numpy().tolist() == tensor.absmax.blocks.codes.tolist()
-        if state.state2.code.numpy().tolist() == q.dynamic_map().tolist():
-            same_blocks(state.state2, tensor.absmax.blocks)
+        same_blocks(state.state2, tensor.absmax.blocks)
     else:
         assert bits(state.absmax.numpy()) == bits(tensor.absmax)
     for wanted, their_type in TYPES.items():
@@ -234,7 +233,7 @@ def test_the_dynamic_map():
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(values=weights, block_elements=st.sampled_from([64, 256]))
 def test_8_bits_equal_bitsandbytes(dtype, values, block_elements):
     """Blocks of any values and sizes, in all three types."""
@@ -244,7 +243,7 @@ def test_8_bits_equal_bitsandbytes(dtype, values, block_elements):
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("dtype", TYPES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(values=weights, block_elements=st.sampled_from([32, 64, 128]))
 def test_4_bits_equal_bitsandbytes(dtype, kind, double_quant, values, block_elements):
     """Weights of any values and sizes, in all three types, with plain and doubly quantised statistics."""

@@ -30,7 +30,7 @@ from tests.oracle import cases
 README = Path(__file__).resolve().parent.parent / "README.md"
 FENCE = re.compile(r"^```(console|pycon)( slow)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"(<!-- (known|held|unknown) families -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
-QPLAN = "import sys; from planner import cli, stack; stack._installed = dict; cli.main()"
+QPLAN = "import sys; from planner import cli, nvml, stack; stack._installed = dict; nvml.DRIVER_FILES = (); cli.main()"
 BLOCKS = list(FENCE.finditer(README.read_text(encoding="utf-8")))
 
 
@@ -43,8 +43,10 @@ def shell(tmp_path: Path, repository: Path) -> Callable[[str], str]:
         script = tmp_path / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {code} "$@"\n')
         script.chmod(0o755)
+    (tmp_path / "libnvidia-ml.so.1").touch()  # hides the driver's library, where there is one: an empty file is none
     environment = {
         **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("LD_LIBRARY_PATH")))),
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(repository),
         "PYTHONUTF8": "1",

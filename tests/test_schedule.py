@@ -294,6 +294,38 @@ def test_a_shared_leaf_waits_for_both_gradients():
     assert len(tape.gradients) == 1
 
 
+@pytest.mark.parametrize("is_view", [False, True])
+def test_tied_gradients_meet_in_the_first_unless_it_is_a_view(is_view):
+    """As torch's engine has it: a plain gradient takes the second in place, a transposed one does not."""
+    torch = pytest.importorskip("torch")
+    addresses = []
+
+    class Use(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx, weight):
+            return weight.clone()
+
+        @staticmethod
+        def backward(_ctx, _grad):
+            made = torch.ones(8, 8)
+            addresses.append(made.data_ptr())
+            return made.t() if is_view else made
+
+    real = torch.zeros(8, 8, requires_grad=True)
+    (real * 2 + Use.apply(real)).sum().backward()  # the later use comes back first
+    tape = Tape()
+    weight = Tensor(None, 64, FP32, requires_grad=True)
+    tape.share(weight)
+    first = tape.new(64, FP32, "first")
+    first.is_view = is_view
+    arrived = first.storage.index
+    tape._deliver(weight, 0, first)
+    del first
+    tape._deliver(weight, 0, tape.new(64, FP32, "second"))
+
+    assert (weight.grad.storage.index == arrived) == (real.grad.data_ptr() == addresses[0]) == (not is_view)
+
+
 def test_segments_share_out_the_events():
     """Phases and regions are half-open stretches one after the other, forward regions mirrored in backward."""
     tape = Tape()

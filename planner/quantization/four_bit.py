@@ -151,7 +151,8 @@ def quantize_4bit(
     One weight in NF4 or FP4: blocks of 64 scaled by their absmax, the nearest level of each value, two codes a byte.
 
     A value in the middle of two levels takes the lower one. Whole blocks are multiplied by the inverse of their absmax; a short last
-    block is divided by it, and its absmax is at least 1e-38. CUDA multiplies there too, which can change a code in a tie.
+    block is divided by it, and its absmax is at least 1e-38; CUDA multiplies there too, which can change a code beside a middle. After
+    an odd number of values comes the code of zero.
 
     Args:
         values: Finite float32 or float16, any shape; bfloat16 as float32.
@@ -202,8 +203,9 @@ def dequantize_4bit(tensor: FourBitTensor, dtype: DType = DType.FP32) -> NDArray
         dtype: fp32, fp16 or bf16; bf16 comes as float32 that holds bfloat16's values.
 
     Returns:
-        Values in the shape of the weight, equal to bitsandbytes' to the last bit; but FP4's code 8 is 0.0 here, and -0.0 there on
-        CUDA and on CPUs without AVX-512.
+        Values in the shape of the weight, equal to bitsandbytes' to the last bit, but for three things there: FP4's code 8 is -0.0 on
+        CUDA and on CPUs without AVX-512; bfloat16's subnormals become zero on CPUs with AVX-512; and those CPUs read the statistics
+        of other blocks where a matrix has rows that are a multiple of 16 long but end inside a block.
 
     Raises:
         InvalidArrayError: Another type; bytes and statistics that do not belong together.

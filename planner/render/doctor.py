@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from planner.doctor import Allocator, Diagnosis, Driver, Package, Visible, VisibleDevice
 from planner.hardware import Card, Instance, Memory, Process
@@ -62,7 +62,7 @@ def _card(card: Card, visible: Visible, terminal: Terminal) -> list[str]:
     if whole is not None:
         rows.append(_row("for a plan", _plan(whole), terminal))
     rows.append(_row("computes", _computes(card), terminal))
-    rows += [_row(f"part {part.index}", _instance(part, visible), terminal) for part in card.instances]
+    rows += [_instance(part, visible, terminal) for part in card.instances]
     rows += [labelled("used by", _users(card.processes, terminal), _LABEL)] if card.processes is not None else []
     if card.unanswered:
         told = ", ".join(f"{what.replace('_', ' ')} ({reason})" for what, reason in card.unanswered.items())
@@ -74,7 +74,7 @@ def _seen(device: VisibleDevice | None, card: Card, visible: Visible) -> str:
     if device is not None:
         return f"cuda:{device.ordinal}"
     parts = [seen.ordinal for seen in visible.devices if seen.card == card.index]
-    return f"seen by CUDA as part of it, cuda:{parts[0]}" if parts else "not seen by CUDA"
+    return f"a part of it is cuda:{parts[0]}" if parts else "not seen by CUDA"
 
 
 def _memory(memory: Memory) -> str:
@@ -85,7 +85,8 @@ def _memory(memory: Memory) -> str:
 def _plan(device: VisibleDevice) -> str:
     if device.usable_bytes is None or device.used_bytes is None or device.context_bytes is None:
         return "its memory is not known here: name its size with --gpu SIZE"
-    less = f"without the {human(device.used_bytes)} in use and a CUDA context of {human(device.context_bytes)}"
+    used = f"the {human(device.used_bytes)} in use and " if device.used_bytes else ""
+    less = f"without {used}a CUDA context of {human(device.context_bytes)}"
     return f"{gib(device.usable_bytes)} for tensors{' of the shared memory' if device.memory == 'shared' else ''}, {less}"
 
 
@@ -100,12 +101,17 @@ def _computes(card: Card) -> str:
     return ", ".join([*told, *([card.driver_model] if card.driver_model else [])])
 
 
-def _instance(part: Instance, visible: Visible) -> str:
+def _instance(part: Instance, visible: Visible, terminal: Terminal) -> list[str]:
+    """A MIG instance: name, ids, memory, and what CUDA makes of it."""
     device = next((seen for seen in visible.devices if seen.instance == part.index and seen.uuid == part.uuid), None)
-    size = _memory(part.memory) if part.memory else "memory unknown"
     ids = f"instance {part.gpu_instance}/{part.compute_instance}"
-    seen = f"cuda:{device.ordinal}, {_plan(device)}" if device else "not seen by CUDA"
-    return f"{part.name or 'MIG'}, {ids}, {part.uuid or 'no UUID'}; {size}; {seen}"
+    seen = "not seen by CUDA" if device is None else f"cuda:{device.ordinal}, for a plan {_plan(device)}"
+    return [
+        *_row(f"part {part.index}", f"{part.name or 'of unknown name'}, {ids}", terminal),
+        *_row("", part.uuid or "without a UUID", terminal),
+        *_row("", _memory(part.memory) if part.memory else "its memory is not told", terminal),
+        *_row("", seen, terminal),
+    ]
 
 
 def _users(processes: Iterable[Process], terminal: Terminal) -> list[str]:
@@ -124,16 +130,18 @@ def _users(processes: Iterable[Process], terminal: Terminal) -> list[str]:
 def _visible(found: Diagnosis, terminal: Terminal) -> list[str]:
     """CUDA_VISIBLE_DEVICES and what it leaves."""
     visible = found.visible
-    if not found.cards and visible.variable is None:
+    if not found.cards:
         return []
-    variable = "not set" if visible.variable is None else f"`{visible.variable}`"
-    devices = ", ".join(f"cuda:{device.ordinal} is {_which(device)}" for device in visible.devices) or "no device"
+    variable = "not set" if visible.variable is None else f"`{visible.variable}`" if visible.variable else "empty"
+    lost = {card.index for card in found.cards if card.is_lost}
+    devices = ", ".join(f"cuda:{device.ordinal} is {_which(device, lost)}" for device in visible.devices) or "no device"
     text = f"CUDA_VISIBLE_DEVICES is {variable}: {devices}{'; ' + visible.reason if visible.reason else ''}"
     return ["", *_row("CUDA sees", text, terminal)]
 
 
-def _which(device: VisibleDevice) -> str:
-    return f"card {device.card}" + ("" if device.instance is None else f", part {device.instance}")
+def _which(device: VisibleDevice, lost: Collection[int]) -> str:
+    part = "" if device.instance is None else f", part {device.instance}"
+    return f"card {device.card}{part}{', which went away' if device.card in lost else ''}"
 
 
 def _host(found: Diagnosis, terminal: Terminal) -> list[str]:

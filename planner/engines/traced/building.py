@@ -19,6 +19,7 @@ from transformers import BitsAndBytesConfig
 from planner.engines.traced.blueprint import DTYPES, Blueprint, quiet, skeleton
 from planner.engines.traced.ghosts import Ghost
 from planner.engines.traced.layers import Instances
+from planner.engines.traced.quantized import name_map
 from planner.engines.traced.recorder import Recorder
 from planner.engines.traced.tensors import name_model
 from planner.errors import UnsupportedModelError
@@ -76,6 +77,7 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, recorder: Rec
             _fuse_head(base)
         model.train()
     name_model(model, recorder, blueprint.instances)
+    name_map(recorder)
     return Building(model, base, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
 

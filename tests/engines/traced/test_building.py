@@ -118,7 +118,7 @@ def test_everything_that_rests_is_named(method: str) -> None:
         names = {name for name, _ in building.model.named_parameters()} | {name for name, _ in building.model.named_buffers()}
 
     unnamed = {name for name, _ in rest if name.split(".quant_state")[0] not in names}
-    assert unnamed == set()
+    assert unnamed == ({"bitsandbytes.shared dynamic map"} if method == "qlora" else set())
     assert {Category.PARAMETER, Category.BUFFER} <= {category for _, category in rest}
     assert (Category.ADAPTER in {category for _, category in rest}) is (method != "full")
     assert (Category.QUANT_STATE in {category for _, category in rest}) is (method == "qlora")
