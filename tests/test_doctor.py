@@ -100,7 +100,8 @@ def test_a_driver_without_a_card_is_told(machine):
 @pytest.mark.parametrize("code", [1, 3, 4, 6, 7, 13, 15, 999])
 def test_every_question_may_be_refused(machine, code):
     """Whichever it is, with whichever error, on a card and on an instance: the rest is found, and can be shown."""
-    whole = [card(0, mig="1 1", ecc="1 1", model="2 2", parts="2", processes=f"1:{GIB}:0"), part(0, 0, "MIG 1g", f"{GIB} 0 0", 0), card(1, T4)]
+    split = card(0, mig="1 1", ecc="1 1", model="2 2", parts="2", processes=f"1:{GIB}:0")
+    whole = [split, part(0, 0, "MIG 1g", f"{GIB} 0 0", 0), card(1, T4)]
     keys = [key for answers in whole for key in answers]
     for key in [*keys, "driver", "cuda", "count", "pid.1"]:
         machine(*whole, **{key: f"error {code}"})
