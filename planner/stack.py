@@ -59,10 +59,11 @@ LATEST = Stack(
 )
 
 
-def _listed(missing: list[str]) -> str:
+def _told(missing: list[str]) -> str:
     if len(missing) == len(PACKAGES):
-        return "none of it is"
-    return f"{missing[0]} is" if len(missing) == 1 else f"{missing[0]} and {len(missing) - 1} more are"
+        return "none of it is installed here"
+    who = f"{missing[0]} is" if len(missing) == 1 else f"{missing[0]} and {len(missing) - 1} more are"
+    return f"{who} not installed here"
 
 
 def detect() -> Stack:
@@ -76,7 +77,7 @@ def detect() -> Stack:
     versions = installed()
     missing = [package for package in PACKAGES if package not in versions]
     if missing:
-        return Stack(dict(LATEST.versions), f"newest profile; {_listed(missing)} not installed here")
+        return Stack(dict(LATEST.versions), f"newest profile; {_told(missing)}")
     return Stack(versions, "this environment")
 
 

@@ -32,11 +32,11 @@ from tests.nvml_stand_in import (
 
 def test_a_machine_is_read_as_it_answers(machine):
     """Versions, two cards in their order, every field."""
-    machine(card(0, T4, ecc="1 0", processes=f"7:{GIB}:-"), card(1, mig="0 1"), **{"pid.7": "/opt/venv/bin/python"})
+    machine(card(0, T4, ecc="1 0", processes=f"7:{GIB}:-"), card(1, mig="0 1"), cuda="12080", **{"pid.7": "/opt/venv/bin/python"})
     found = nvml.read()
     first, second = found.cards
 
-    assert (found.driver, found.cuda) == ("580.95.05", (13, 0))
+    assert (found.driver, found.cuda) == ("580.95.05", (12, 8))
     assert first.memory == Memory(T4_TOTAL - 430 * MIB, 0, T4_TOTAL - 430 * MIB, 430 * MIB)
     assert (first.index, first.name, first.compute_capability) == (0, T4, (7, 5))
     assert (first.ecc, first.ecc_pending, first.mig) == (True, False, None)
@@ -57,6 +57,13 @@ def test_mig_instances_are_read_across_gaps(machine):
     assert (found.instances[1].index, found.instances[1].name, found.instances[1].memory) == (2, None, None)
     assert found.unanswered == {"memory": "Insufficient Permissions"}
     assert not found.is_unified
+
+
+def test_a_card_in_mig_mode_shares_no_memory_with_the_host(machine):
+    """Whatever it says of its own."""
+    machine(card(mig="1 1", parts="1", memory=NOT_SUPPORTED))
+
+    assert not nvml.read().cards[0].is_unified
 
 
 @pytest.mark.parametrize("memory", [NOT_SUPPORTED, "0 0 0"])

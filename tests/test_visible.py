@@ -80,15 +80,20 @@ def test_what_hides_a_card_is_said(setting, says):
 )
 def test_one_mig_instance_is_seen_and_nothing_beside_it(setting, part):
     """NVIDIA's MIG guide: CUDA enumerates a single compute instance, and then no whole card."""
-    found = visible(setting, [CARDS[0], SPLIT, CARDS[2]]).devices
+    found = visible(setting, [CARDS[0], SPLIT, CARDS[2]])
+    hides = setting is None or setting in ("0,1,2", "1", "GPU-ab22", "MIG-11-ef,MIG-00-ef")
 
-    assert [(seen.ordinal, seen.card.index, seen.instance) for seen in found] == [(0, 1, PARTS[part])]
+    assert [(seen.ordinal, seen.card.index, seen.instance) for seen in found.devices] == [(0, 1, PARTS[part])]
+    assert found.reason == ("a process sees one MIG instance, and no whole card beside it" if hides else "")
 
 
 @pytest.mark.parametrize("setting", ["MIG-", "MIG-2", "MIG-GPU-ab22/9/0", "MIG-GPU-aa11/1/0"])
 def test_a_wrong_name_of_an_instance_is_nothing(setting):
     """No such UUID, an ambiguous beginning, wrong numbers, a card without instances."""
+    alone = Card(1, "GPU-ab22", mig=True, instances=PARTS[:1])
+
     assert visible(setting, [CARDS[0], SPLIT]).devices == ()
+    assert visible(setting, [CARDS[0], alone]).devices == ()
 
 
 def test_a_card_in_mig_mode_without_instances_is_not_seen():
