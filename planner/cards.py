@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import model_specs
-from planner import nvml
+from planner import driver
 from planner.config_file import printable
 from planner.device import Device
 from planner.errors import UnavailableError, UnknownDeviceError
-from planner.hardware import host_memory
 from planner.units import GIB, KIB, MIB, human
-from planner.visible import VARIABLE, Seen, visible
+
+if TYPE_CHECKING:
+    from planner.visible import Seen
 
 # The cards that an estimate without a card is answered for: what people rent and own, from 16 to 180 GB, one a size.
 COMMON = (
@@ -98,8 +99,11 @@ def local_device() -> Device | None:
     CUDA_VISIBLE_DEVICES is respected: indices (in PCI bus order), UUIDs, MIG instances (`planner.visible`). `total_bytes` is what
     this driver gives to processes, `used_bytes` what all of them hold now.
     """
-    if not nvml.may_have_driver():
+    if not driver.may_be_there():
         return None
+    from planner import nvml
+    from planner.visible import VARIABLE, visible
+
     try:
         found = nvml.read(thorough=False)
     except UnavailableError:
@@ -113,6 +117,8 @@ def device_of(seen: Seen) -> Device | None:
     card, memory = seen.card, (seen.instance or seen.card).memory
     note = "this machine's card: what NVML reports, without the {} that the driver keeps"
     if memory is None and card.is_unified:
+        from planner.hardware import host_memory
+
         memory, note = host_memory(), "this machine's memory, which the card shares: MemTotal and MemAvailable of Linux"
     if memory is None or card.compute_capability is None or card.is_lost:
         return None

@@ -7,17 +7,14 @@ It answers per call: what it does not answer is None, with its reason beside it.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from planner import driver
 from planner.errors import UnavailableError
 from planner.hardware import NO_BYTES, Card, Instance, Machine, Memory, Process
-
-DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/proc/driver/nvidia/version")
-"""What NVIDIA's driver, WSL's and Jetson's put there on Linux; containers get the first from the host."""
 
 WSL_FILE = "/dev/dxg"
 """The card as Windows lends it to WSL."""
@@ -29,11 +26,6 @@ _DRIVER_MODELS = {0: "WDDM", 1: "TCC", 2: "MCDM"}
 _TRIES = 3
 
 T = TypeVar("T")
-
-
-def may_have_driver() -> bool:
-    """Whether device files leave it open that NVML would find a card: loading pynvml takes 10 ms, a look at them none."""
-    return "pynvml" in sys.modules or sys.platform != "linux" or any(map(os.path.exists, DRIVER_FILES))
 
 
 def read(*, thorough: bool = True) -> Machine:
@@ -49,11 +41,11 @@ def read(*, thorough: bool = True) -> Machine:
     """
     with _opened() as pynvml:
         found = _Questions(pynvml)
-        driver = found.ask("driver", pynvml.nvmlSystemGetDriverVersion)
+        version = found.ask("driver", pynvml.nvmlSystemGetDriverVersion)
         cuda = found.ask("cuda", pynvml.nvmlSystemGetCudaDriverVersion_v2)
         count = found.ask("cards", pynvml.nvmlDeviceGetCount) or 0
         cards = tuple(_card(pynvml, index, thorough) for index in range(count))
-        return Machine(driver, None if cuda is None else (cuda // 1000, cuda % 1000 // 10), cards, found.unanswered)
+        return Machine(version, None if cuda is None else (cuda // 1000, cuda % 1000 // 10), cards, found.unanswered)
 
 
 class _Questions:
@@ -110,7 +102,7 @@ def _opened() -> Iterator[Any]:
 def _why_closed(pynvml: Any, error: Any) -> tuple[str, str]:
     """Why NVML cannot be opened, and what to do."""
     if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-        if any(map(os.path.exists, DRIVER_FILES)):
+        if any(map(os.path.exists, driver.FILES)):
             return (
                 "an NVIDIA driver runs here, but its library libnvidia-ml.so.1 is not found",
                 "in a container: start it with --gpus all, or NVIDIA_DRIVER_CAPABILITIES=compute,utility",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from planner import nvml
+from planner import driver, nvml
 from planner.units import GIB, MIB
 
 SOURCE = Path(__file__).with_name("nvml_stand_in.c")
@@ -77,7 +77,7 @@ class Machine:
 
     def __init__(self, library: Path, old: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
         self.library, self.old, self.answers, self.monkeypatch = library, old, folder / "nvml.txt", monkeypatch
-        monkeypatch.setattr(nvml, "DRIVER_FILES", ())
+        monkeypatch.setattr(driver, "FILES", ())
         monkeypatch.setattr(nvml, "WSL_FILE", str(folder / "dxg"))
         monkeypatch.setattr(nvml, "_KERNEL_MODULE", folder / "version")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import model_specs
-from planner import cards, nvml
+from planner import cards, driver
 from planner.catalog import common_devices, find_device, list_devices, local_device
 from planner.errors import UnknownDeviceError
 from planner.units import GIB, MIB
@@ -265,7 +265,7 @@ def test_no_driver_and_no_library_are_none(machine, monkeypatch: pytest.MonkeyPa
 
 def test_pynvml_is_not_loaded_where_no_driver_can_be(monkeypatch: pytest.MonkeyPatch):
     """The look at device files answers, as long as nobody has loaded pynvml."""
-    monkeypatch.setattr(nvml, "DRIVER_FILES", ())
+    monkeypatch.setattr(driver, "FILES", ())
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
 

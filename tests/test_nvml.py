@@ -10,7 +10,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from planner import nvml
+from planner import driver, nvml
 from planner.errors import UnavailableError
 from planner.hardware import Instance, Memory
 from planner.units import GIB, MIB
@@ -189,7 +189,7 @@ def test_a_missing_library_is_told_by_what_else_is_there(machine, monkeypatch, t
     machine.load(tmp_path / "broken.so")
     with pytest.raises(UnavailableError, match="there is no NVIDIA driver on this machine"):
         nvml.read()
-    monkeypatch.setattr(nvml, "DRIVER_FILES", (str(tmp_path),))
+    monkeypatch.setattr(driver, "FILES", (str(tmp_path),))
     with pytest.raises(UnavailableError, match=r"its library libnvidia-ml.so.1 is not found") as caught:
         nvml.read()
 

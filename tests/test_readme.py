@@ -30,7 +30,7 @@ from tests.oracle import cases
 README = Path(__file__).resolve().parent.parent / "README.md"
 FENCE = re.compile(r"^```(console|pycon)( slow)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"(<!-- (known|held|unknown) families -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
-QPLAN = "import sys; from planner import cli, nvml, stack; stack._installed = dict; nvml.DRIVER_FILES = (); cli.main()"
+QPLAN = "import sys; from planner import cli, driver, stack; stack._installed = dict; driver.FILES = (); cli.main()"
 BLOCKS = list(FENCE.finditer(README.read_text(encoding="utf-8")))
 
 
