@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from planner.engines.traced.layers import NOTHING, Instances, find_stack, kept, shortened
 from planner.errors import UnsupportedModelError
@@ -102,13 +102,17 @@ def _kinds(model_class: Any, config: Any, dtype: torch.dtype, attn: str | None) 
 
 def _resolve(spec: ModelSpec) -> tuple[Any, type]:
     """The config, and the class that serves it: the whole of a checkpoint with several towers, where there is such a class."""
+    upgrade = "pip install -U transformers, or pass --engine analytic"
+    if spec.model_type not in CONFIG_MAPPING:
+        raise UnsupportedModelError(f"transformers {transformers.__version__} has no `{spec.model_type}`, which {spec.id} is", hint=upgrade)
     fields = {name: value for name, value in spec.config.items() if name not in ("model_type", "quantization_config", "auto_map")}
     try:
         config = AutoConfig.for_model(spec.model_type, **fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # strict configs raise a class of the Hub's library that derives from nothing narrower
+        reason = " ".join(str(error).split())
         raise UnsupportedModelError(
-            f"transformers {transformers.__version__} cannot read the config of {spec.id} (`{spec.model_type}`): {error}",
-            hint="pip install -U transformers, or pass --engine analytic",
+            f"transformers {transformers.__version__} cannot read the config of {spec.id} (`{spec.model_type}`): {reason}",
+            hint=upgrade,
         ) from error
     text_only = None
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):

@@ -152,12 +152,21 @@ def test_an_unquantised_model_is_loaded_on_the_host() -> None:
 
 
 def test_a_family_that_transformers_does_not_know() -> None:
-    """The version and the family are named."""
+    """The version and the family are named in a line; all the families that it does know are not."""
     spec, recipe = planned("llama", 2)
     unknown = type(spec)("tiny", "mystery", spec.config, ())
 
-    with pytest.raises(UnsupportedModelError, match=r"cannot read the config of tiny \(`mystery`\)"):
+    with pytest.raises(UnsupportedModelError, match=r"^transformers [\d.]+ has no `mystery`, which tiny is$"):
         draw(unknown, recipe, every_layer=False)
+
+
+def test_a_config_that_transformers_refuses() -> None:
+    """In its own words."""
+    spec, recipe = planned("llama", 2)
+    broken = type(spec)("tiny", "llama", {"hidden_size": 33, "num_attention_heads": 2}, ())
+
+    with pytest.raises(UnsupportedModelError, match=r"cannot read the config of tiny \(`llama`\): .*33"):
+        draw(broken, recipe, every_layer=False)
 
 
 def test_a_family_without_a_language_model() -> None:
