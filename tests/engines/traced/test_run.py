@@ -17,6 +17,7 @@ from planner.bookkeeping import steady_bytes
 from planner.device import Device
 from planner.dtypes import DType
 from planner.errors import UnavailableError, UnsupportedModelError
+from planner.history import History
 from planner.ledger import Ledger, Phase
 from planner.recipe import make_recipe
 from planner.spec import ModelSpec
@@ -34,7 +35,7 @@ from planner.engines.traced import trace_run  # noqa: E402
 
 PEAK, SMALL_PEAK, PHASE, RESERVED = 0.005, 0.012, 0.005, 0.06
 A100_STEADY, A100_PEAK = 0.0002, 0.005
-GOLDEN_MEDIAN, GOLDEN_WORST = 0.001, 0.005
+GOLDEN_MEDIAN, GOLDEN_WORST, GOLDEN_WORST_UNDER_2_GIB = 0.001, 0.005, 0.012
 RACES = {"t4-0915-22": 0.07}
 """Reserved further off than 6 %: the loader of that stack quantised in several threads, and which came first is not known."""
 FAST_T4 = ("t4-0915-00", "t4-0915-05", "t4-0915-19", "t4-0915-24", "t4-0915-39")
@@ -117,15 +118,29 @@ def test_a_full_fine_tune_is_the_published_one() -> None:
     assert abs(found["steady_bytes"]) <= 0.0001
 
 
+def tensor_highs(history: History) -> dict[Phase, int]:
+    """The most bytes of tensors that live in each phase, in blocks of 512 bytes, whatever blocks the allocator finds for them."""
+    sizes = [round_up(size, 512) for size in history.sizes]
+    alive, curve = 0, []
+    for event in history.events:
+        alive += sizes[event] if event >= 0 else -sizes[~event]
+        curve.append(alive)
+    highs: dict[Phase, int] = {}
+    for stretch in history.stretches:
+        highs[stretch.phase] = max(highs.get(stretch.phase, 0), *curve[stretch.begin : stretch.end], curve[max(stretch.begin - 1, 0)])
+    return highs
+
+
 @lru_cache(maxsize=8)
-def golden(name: str, run: str) -> tuple[dict[str, int], Ledger]:
+def golden(name: str, run: str) -> tuple[dict[str, int], History, Ledger]:
     """The oracle's figures of a run, and its trace."""
     model = next(model for model in MODELS if model.name == name)
     row = document(name)["runs"][run]
     spec = ModelSpec(name, model.model_type, model.config(LAYERS), ())
     recipe = resolve(make_recipe(**row["recipe"]), installed(), DType.BF16)
     device = Device("the oracle's", 80 * GIB, tuple(row["compute_capability"]))
-    return row["figures"], books(trace_run(spec, recipe, installed(), device, every_layer=True).history)
+    history = trace_run(spec, recipe, installed(), device, every_layer=True).history
+    return row["figures"], history, books(history)
 
 
 FAST_GOLDEN = {
@@ -148,21 +163,26 @@ def golden_cases() -> list[Any]:
 @pytest.mark.parametrize(("name", "run"), golden_cases())
 def test_peaks_are_the_oracles(name: str, run: str) -> None:
     """
-    The two were written apart over the same libraries: they differ by a few blocks that the allocator does not split.
+    The two were written apart over the same libraries: their tensors agree, and they differ by a few blocks that the allocator does not
+    split, each up to 1 MiB larger than its tensor, which weigh more where the whole is small.
 
     Both are dispatch modes, under which gradients are never added in place.
     """
-    figures, ledger = golden(name, run)
+    figures, history, ledger = golden(name, run)
+    tensors = tensor_highs(history)
 
     for phase, word in ((Phase.FORWARD, "forward"), (Phase.BACKWARD, "backward"), (Phase.OPTIMIZER_STEP, "optimizer")):
-        assert abs(ledger.highs[phase][0] / figures[f"{word}_peak_bytes"] - 1) <= GOLDEN_WORST
+        expected = figures[f"{word}_peak_bytes"]
+        worst = GOLDEN_WORST if expected >= 2 * GIB else GOLDEN_WORST_UNDER_2_GIB
+        assert abs(tensors[phase] / figures[f"rounded_{word}_peak_bytes"] - 1) <= GOLDEN_WORST
+        assert abs(ledger.highs[phase][0] / expected - 1) <= worst
 
 
 def test_the_median_error_of_the_fast_runs() -> None:
     """Half of them within 0.1 %."""
     found = []
     for name, run in FAST_GOLDEN.items():
-        figures, ledger = golden(name, run)
+        figures, _, ledger = golden(name, run)
         found.append(abs(ledger.high[1] / figures["allocated_peak_bytes"] - 1))
 
     assert statistics.median(found) <= GOLDEN_MEDIAN
