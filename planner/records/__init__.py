@@ -2,6 +2,6 @@
 
 from planner.records.near import Near, nearest
 from planner.records.record import WHITELIST, Record, Row, make
-from planner.records.store import FOLDER, Damaged, Listing, Store
+from planner.records.store import FOLDER, MAX_EXPORT_BYTES, Damaged, Listing, Store
 
-__all__ = ["FOLDER", "WHITELIST", "Damaged", "Listing", "Near", "Record", "Row", "Store", "make", "nearest"]
+__all__ = ["FOLDER", "MAX_EXPORT_BYTES", "WHITELIST", "Damaged", "Listing", "Near", "Record", "Row", "Store", "make", "nearest"]

@@ -25,7 +25,10 @@ FOLDER = "records"
 ASIDE = "damaged"
 """Where in it files go that are no records."""
 
-_MAX_RECORD, _MAX_EXPORT = MIB, 256 * MIB
+MAX_EXPORT_BYTES = 256 * MIB
+"""What is larger is no file of records."""
+
+_MAX_RECORD = MIB
 _ABANDONED_SECONDS = 3600
 """A part of a file that is older was left behind by a process that was killed."""
 
@@ -111,7 +114,11 @@ class Store:
 
     def export(self) -> str:
         """All records as one JSON document, to be shared."""
-        documents = [record.model_dump() for record in self.read().records]
+        return self.exported(self.read())
+
+    def exported(self, found: Listing) -> str:
+        """A listing's records as one JSON document."""
+        documents = [record.model_dump() for record in found.records]
         return json.dumps({"schema_version": SCHEMA_VERSION, "records": documents}, indent=2, ensure_ascii=False) + "\n"
 
     def take(self, data: bytes) -> tuple[int, int]:
@@ -175,7 +182,7 @@ def _parsed(data: bytes) -> Record:
 
 def _documents(data: bytes) -> list[Record]:
     """The records of an exported document, or a single one."""
-    document = _loaded(data, _MAX_EXPORT)
+    document = _loaded(data, MAX_EXPORT_BYTES)
     if not isinstance(document, dict):
         raise InvalidRecordError("it is no record and no list of records", hint="give a file that `qplan records export` wrote")
     if "records" not in document:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
 
-from planner import stack
+from planner import catalog, cli, estimate, stack
 from planner.architecture import build_spec
 from planner.device import Device
 from planner.recipe import make_recipe
-from planner.records import nearest
+from planner.records import Store, nearest
 from planner.units import GIB
 from tests.records.sample import A100, CONFIG, NOON, sample
 
@@ -58,3 +61,52 @@ def test_what_is_not_near_is_not_taken(record):
 def test_no_records_no_answer():
     """Nothing to say."""
     assert nearest([], A100, SPEC, run()) is None
+
+
+QWEN = "Qwen/Qwen2.5-0.5B"
+
+
+def kept(tmp_path, monkeypatch, **knobs) -> Store:
+    """A user who verified Qwen2.5-0.5B on an A100."""
+    monkeypatch.setenv("QPLAN_HOME", str(tmp_path))
+    checkpoint = catalog.find_checkpoint(QWEN)
+    store = Store()
+    store.add(sample(device=catalog.find_device("A100-80GB"), config=checkpoint.config, id=QWEN, **knobs))
+    return store
+
+
+def test_an_estimate_shows_the_nearest_record_of_its_card(tmp_path, monkeypatch, capsys):
+    """On the screen and in `--json`; on another card nothing."""
+    kept(tmp_path, monkeypatch, seq_len=1024)
+    report = estimate(QWEN, gpu="A100-80GB")
+    codes = [cli.run(["estimate", QWEN, "--gpu", gpu]) for gpu in ("A100-80GB", "t4")]
+    here, there = capsys.readouterr().out.split("\nQwen/")[1:]
+
+    assert codes == [0, 0]
+    assert (report.near.record.tokens, report.model_dump()["near_record"]["seq_len"]) == (1024, 1024)
+    assert "record verified on this card: Qwen/Qwen2.5-0.5B, 1 x 1024 tokens, 2026-11-28" in " ".join(here.split())
+    assert "+20.00 %" in here
+    assert "verified on this card" not in there
+    assert "near_record" not in estimate(QWEN, gpu="t4").model_dump()
+
+
+def test_an_estimate_moves_no_file(tmp_path, monkeypatch):
+    """A damaged file beside the records is skipped, and left to `qplan records`."""
+    store = kept(tmp_path, monkeypatch)
+    (store.folder / "bad.json").write_text("{")
+
+    assert estimate(QWEN, gpu="A100-80GB").near is not None
+    assert (store.folder / "bad.json").exists()
+
+
+def test_without_records_nothing_of_them_is_loaded(tmp_path):
+    """A whole estimate on a named card: neither the records' room nor the profile's is imported, and no folder is made."""
+    code = (
+        "import sys; from planner import cli; cli.run(['estimate', 'Qwen/Qwen2.5-0.5B', '--gpu', 't4']); "
+        "print([name for name in ('planner.records', 'planner.own_values') if name in sys.modules])"
+    )
+    environment = {**os.environ, "QPLAN_HOME": str(tmp_path / "none")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert not (tmp_path / "none").exists()
