@@ -127,7 +127,7 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         if self._run is None or self.report is None:
-            self._print(lines(None, watch.peaks, terminal.Terminal.of(self._out), notes=watch.notes))
+            self._print(lines({}, watch.peaks, terminal.Terminal.of(self._out), notes=watch.notes))
             return
         try:
             self._end(watch, self._run, self.report)
@@ -177,7 +177,8 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         if recipe is not run.recipe or self.gpu is not None:
             report = self._plan(replace(run, recipe=recipe), watch.device)
         self.compared = report
-        self._print(lines(report, watch.peaks, terminal.Terminal.of(self._out), notes=notes, levels=watch.levels(report)))
+        notes += watch.explanations(report)
+        self._print(lines(watch.predicted(report), watch.peaks, terminal.Terminal.of(self._out), notes=notes, levels=watch.levels(report)))
         if self.record:
             self._keep(watch, run, resolve(recipe, run.stack, run.spec.dtype), report)
 
