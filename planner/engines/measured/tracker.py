@@ -2,13 +2,14 @@
 The dispatch mode under which a measurement runs: operations are really computed, and every storage of the device enters the books.
 
 bitsandbytes' operations are entered: what their Python allocates beside what they return is memory too. Below them, and below torch's own
-operations, kernels may take scratch that no dispatcher sees: on a card the allocator's own history has it (`planner.engines.measured.cuda`).
+operations, kernels may take scratch that no dispatcher sees: on a card the allocator's own history has it (`cuda`).
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ import torch
 from bitsandbytes import _ops
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from planner.engines.measured.realness import Check
 from planner.engines.running.blueprint import quiet
 from planner.engines.running.books import COPY, Books, Rule, operation
 from planner.engines.running.caches import forget
@@ -29,16 +31,32 @@ from planner.ledger import Category, Phase
 
 class Full(Exception):
     """
-    The ceiling of a measurement on the CPU is reached: what an out-of-memory error is on a card.
+    No memory is left: the ceiling of a measurement on the CPU, or the card's own answer.
 
     Attributes:
         requested_bytes: What was asked for.
         allocated_bytes: What was alive without it.
+        reserved_bytes: What the allocator held then; on the CPU there is none.
+        phase, scope: Where the run was.
+        by_category: What was alive, by what it is for.
     """
 
-    def __init__(self, requested_bytes: int, allocated_bytes: int) -> None:
+    def __init__(self, requested_bytes: int | None, allocated_bytes: int, reserved_bytes: int | None = None) -> None:
         super().__init__(f"out of memory: {requested_bytes} bytes asked for, {allocated_bytes} allocated")
-        self.requested_bytes, self.allocated_bytes = requested_bytes, allocated_bytes
+        self.requested_bytes, self.allocated_bytes, self.reserved_bytes = requested_bytes, allocated_bytes, reserved_bytes
+        self.phase, self.scope = Phase.LOAD, ""
+        self.by_category: dict[Category, int] = {}
+
+    def model_dump(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "phase": self.phase.value,
+            "scope": self.scope,
+            "requested_bytes": self.requested_bytes,
+            "allocated_bytes": self.allocated_bytes,
+            "reserved_bytes": self.reserved_bytes,
+            "by_category": {category.value: size for category, size in self.by_category.items()},
+        }
 
 
 class Tracker(Books, TorchDispatchMode):
@@ -54,6 +72,8 @@ class Tracker(Books, TorchDispatchMode):
 
     Attributes:
         allocated_bytes: What is alive now.
+        vocabulary: Token ids are below it.
+        check: Whether a step is real; None where nobody asks.
     """
 
     is_real = True
@@ -72,6 +92,7 @@ class Tracker(Books, TorchDispatchMode):
         self.on_birth, self.on_phase = on_birth, on_phase
         self.allocated_bytes = 0
         self.vocabulary = 2
+        self.check: Check | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if self._is_leaving:
@@ -138,6 +159,25 @@ class Tracker(Books, TorchDispatchMode):
         """Any ids of the vocabulary."""
         return torch.randint(0, self.vocabulary, shape, dtype=torch.int64)
 
+    def loss(self, loss: torch.Tensor) -> None:
+        """Is it a number?"""
+        if self.check is not None:
+            with _unseen():
+                self.check.loss(float(loss.detach()))
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Are there gradients, and do the weights change?"""
+        check = self.check
+        if check is None:
+            yield
+            return
+        with _unseen():
+            check.before()
+        yield
+        with _unseen():
+            check.after()
+
     def flush(self) -> None:
         """`torch.cuda.empty_cache()`, noted and done."""
         super().flush()
@@ -160,6 +200,13 @@ class Tracker(Books, TorchDispatchMode):
         for index in self.live.values():
             sums[self.history.categories[index]] += self.history.sizes[index]
         return {category: size for category, size in sums.items() if size}
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Inside, what is computed is no part of the run."""
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        yield
 
 
 _empty_cache = torch.cuda.empty_cache
