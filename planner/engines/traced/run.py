@@ -20,6 +20,7 @@ from planner.engines.traced import autocast, flash, ghosts, kernels, quantized
 from planner.engines.traced.recorder import Recorder
 from planner.errors import QplanError, UnsupportedModelError
 from planner.formulas.four_bit_kernel import MULTIPROCESSORS
+from planner.formulas.workspace import workspace_of
 from planner.history import History
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
@@ -52,15 +53,19 @@ class Trace:
 
 
 @contextmanager
-def recording(capability: tuple[int, int] | None) -> Iterator[Recorder]:
+def recording(capability: tuple[int, int] | None, workspace_bytes: int | None = None) -> Iterator[Recorder]:
     """
     A recorder under which everything runs as on a card of this compute capability, or as on the CPU where there is none.
+
+    Args:
+        capability: Of the card.
+        workspace_bytes: One cuBLAS workspace there; None for what the formula says.
 
     Raises:
         UnavailableError: torch cannot do it here.
     """
     with ExitStack() as stack:
-        recorder = stack.enter_context(_on_cpu() if capability is None else _on_card(capability))
+        recorder = stack.enter_context(_on_cpu() if capability is None else _on_card(capability, workspace_bytes))
         stack.enter_context(recorder)
         stack.enter_context(recorder.in_modules())
         stack.enter_context(quantized.parameters(recorder.device))
@@ -77,13 +82,13 @@ def recording(capability: tuple[int, int] | None) -> Iterator[Recorder]:
 
 
 @contextmanager
-def _on_card(capability: tuple[int, int]) -> Iterator[Recorder]:
+def _on_card(capability: tuple[int, int], workspace_bytes: int | None) -> Iterator[Recorder]:
     """What CUDA does in its kernels, and the workspaces of its libraries."""
     kernels.capability = capability
     with ghosts.card(capability, ENDLESS, MULTIPROCESSORS.get(capability, 108)):
         kernels.register()
         recorder = Recorder({**kernels.rules(), **quantized.rules()})
-        workspaces = kernels.Workspaces()
+        workspaces = kernels.Workspaces(workspace_bytes)
         recorder.after = {**dict.fromkeys(kernels.PRODUCTS, workspaces), **kernels.SCRATCH}
         yield recorder
 
@@ -161,7 +166,7 @@ def trace_run(
         if recipe.attn == "flash_attention_2":
             patches.enter_context(flash.available())
         blueprint = draw(spec, recipe, every_layer=every_layer)
-        recorder = patches.enter_context(recording(capability))
+        recorder = patches.enter_context(recording(capability, None if capability is None else workspace_of(device, capability)))
         if recipe.loss == "chunked" and not on_cpu:
             patches.enter_context(building.without_launches())
         patches.enter_context(quiet())
