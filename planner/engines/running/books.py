@@ -103,6 +103,9 @@ class Books:
         """Inside, an optimizer steps."""
         return nullcontext()
 
+    def loss(self, loss: torch.Tensor) -> None:
+        """A forward has given its loss."""
+
     def unseen(self, x: torch.Tensor) -> torch.UntypedStorage | None:
         """The storage of a tensor that is held but that no operation made, if it counts: a file that is mapped to memory."""
         return None

@@ -42,7 +42,9 @@ class Building(NamedTuple):
     trainable: dict[str, nn.Parameter]
 
 
-def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books) -> Building:
+def build(
+    blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books, source: str | None = None, revision: str | None = None
+) -> Building:
     """
     Load, quantise, prepare and wrap, on the card.
 
@@ -51,9 +53,11 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books)
         recipe: The resolved recipe.
         known: Facts of the installed stack, for what a recipe names and no library does by itself.
         books: The active books, which say where the model goes and what the loader reads.
+        source: A Hub id or a folder that it reads instead.
+        revision: Of a Hub id.
     """
     with books.during(Phase.LOAD):
-        model = _load(blueprint, recipe, books)
+        model = _load(blueprint, recipe, books, source, revision)
     base = model
     books.vocab_size = getattr(model.config.get_text_config(), "vocab_size", None)
     with books.during(Phase.PREPARE):
@@ -80,24 +84,33 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books)
     return Building(model, base, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
 
-def _load(blueprint: Blueprint, recipe: Recipe, books: Books) -> Any:
+def _load(blueprint: Blueprint, recipe: Recipe, books: Books, source: str | None, revision: str | None) -> Any:
+    instances = blueprint.instances
+    more: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if source is None:
+        more["state_dict"] = books.checkpoint(_stored(blueprint, recipe), instances.of_name if instances else _nobody)
+    quantization = _quantization(recipe)
+    if quantization is not None:
+        more["quantization_config"] = quantization
+        if books.device == "cpu":
+            more["device_map"] = {"": "cpu"}  # else transformers looks for a card
+    with quiet(), _warm_up(instances, books):
+        return blueprint.model_class.from_pretrained(  # type: ignore[attr-defined]
+            source,
+            config=blueprint.config,
+            dtype=DTYPES[recipe.dtype],
+            attn_implementation=blueprint.attn,
+            **more,
+        )
+
+
+def _stored(blueprint: Blueprint, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors, by the names that they have there, on the meta device."""
     from transformers.core_model_loading import revert_weight_conversion
 
     bare = skeleton(blueprint.model_class, blueprint.config, DTYPES[recipe.dtype], blueprint.attn)
     tied = getattr(bare, "all_tied_weights_keys", None) or {}
-    stored = revert_weight_conversion(bare, {name: x for name, x in bare.state_dict().items() if name not in tied})
-    instances = blueprint.instances
-    checkpoint = books.checkpoint(stored, instances.of_name if instances else _nobody)
-    quantization = _quantization(recipe)
-    with quiet(), _warm_up(instances, books):
-        return blueprint.model_class.from_pretrained(  # type: ignore[attr-defined]
-            None,
-            config=blueprint.config,
-            state_dict=checkpoint,
-            dtype=DTYPES[recipe.dtype],
-            attn_implementation=blueprint.attn,
-            **({} if quantization is None else {"quantization_config": quantization}),
-        )
+    return revert_weight_conversion(bare, {name: x for name, x in bare.state_dict().items() if name not in tied})
 
 
 def _nobody(_: str) -> None:
