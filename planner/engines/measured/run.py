@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from planner.engines.measured.realness import Check
-from planner.engines.measured.tracker import Full, Tracker, rules
+from planner.engines.measured.tracker import Tracker, rules
 from planner.engines.running.accumulation import Accumulation
-from planner.engines.running.blueprint import DTYPES, Blueprint, draw, quiet
+from planner.engines.running.blueprint import Blueprint, draw, quiet
 from planner.engines.running.building import Building, build
 from planner.engines.running.caches import cold
 from planner.engines.running.training import Training
 from planner.history import History
-from planner.ledger import Phase
 from planner.recipe import Recipe, make_recipe
 from planner.spec import ModelSpec
 from planner.stack import behaviours, detect
@@ -85,7 +84,7 @@ def measure(order: Order, tell: Tell) -> Measurement:
         tell: Is told where it is.
 
     Raises:
-        Full: The ceiling is reached; the tracker's state goes with it.
+        Full: The ceiling is reached.
         NotReal: A step trained nothing.
         UnsupportedModelError: The libraries refuse.
     """
@@ -97,15 +96,11 @@ def measure(order: Order, tell: Tell) -> Measurement:
         stack.enter_context(tracker.in_modules())
         Accumulation(tracker)
         tracker.forget()
-        try:
-            building, training = stand(order, blueprint, tracker, stack)
-            for _ in range(1 + order.steps):
-                training.step()
-            training.evaluate()
-            training.save()
-        except Full as full:
-            full.phase, full.scope, full.by_category = tracker.phase, tracker.scope, tracker.by_category()
-            raise
+        _, training = stand(order, blueprint, tracker, stack)
+        for _ in range(1 + order.steps):
+            training.step()
+        training.evaluate()
+        training.save()
         assert tracker.check is not None
         return Measurement(tracker.end(), tracker.check.losses, training.num_quantized_parameters, training.num_trainable_parameters)
 
@@ -136,5 +131,3 @@ def stand(order: Order, blueprint: Blueprint, tracker: Tracker, stack: ExitStack
         stack.enter_context(blueprint.instances.watched(layers, tracker))
     return building, Training(building, order.recipe, known, tracker, blueprint.instances)
 
-
-__all__ = ["DTYPES", "Measurement", "Order", "Phase", "measure", "stand", "surroundings"]

@@ -137,7 +137,9 @@ class Tracker(Books, TorchDispatchMode):
         """
         nbytes = self.history.sizes[index]
         if self.limit_bytes is not None and self.allocated_bytes + nbytes > self.limit_bytes:
-            raise Full(nbytes, self.allocated_bytes)
+            full = Full(nbytes, self.allocated_bytes)
+            full.phase, full.scope, full.by_category = self.phase, self.scope, self.by_category(without=index)
+            raise full
         self.allocated_bytes += nbytes
         if self.on_birth is not None:
             self.on_birth(index, storage)
@@ -194,10 +196,10 @@ class Tracker(Books, TorchDispatchMode):
         if self.on_phase is not None:
             self.on_phase(phase, False)
 
-    def by_category(self) -> dict[Category, int]:
-        """What is alive now, by what it is for."""
+    def by_category(self, *, without: int | None = None) -> dict[Category, int]:
+        """What is alive now, by what it is for; one storage may be left out."""
         sums = dict.fromkeys(Category, 0)
-        for index in self.live.values():
+        for index in set(self.live.values()) - {without}:
             sums[self.history.categories[index]] += self.history.sizes[index]
         return {category: size for category, size in sums.items() if size}
 
