@@ -139,14 +139,15 @@ class Watch:
         """
         The allocated peak that a plan has for every phase.
 
-        Loading and preparing are one: both were over before this watched. On the CPU, which has no cuBLAS, workspaces are left out.
+        Loading and preparing are one: both were over before this watched. Their peak is then known to torch's counters of a card alone: on
+        the CPU what they left is measured, and nothing is compared with it. Nor has the CPU cuBLAS, so that workspaces are left out there.
         """
         found = {
             phase.phase: phase.allocated_peak_bytes - (0 if self.is_cuda else phase.by_category.get(Category.WORKSPACE.value, 0))
             for phase in report.phases
         }
         before = [found.pop(name) for name in _LOADING if name in found]
-        return {_LOADING[0]: max(before), **found} if before else found
+        return {_LOADING[0]: max(before), **found} if before and self.is_cuda else found
 
     def rows(self, report: Report) -> tuple[Row, ...]:
         """Measured beside predicted, of the phases that both have; sums alone, since counters do not tell categories apart."""
