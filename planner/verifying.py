@@ -80,7 +80,8 @@ def verify(
     recipe = stack.resolve(make_recipe(**knobs), versions, spec.dtype)
     card = None if where == "cpu" else _card(where)
     _check(where, ceiling, recipe)
-    predicted = predict(spec, recipe, versions, card, every_layer=every_layer, progress=progress)
+    whole = every_layer or card is None  # on the CPU models are small, and nothing need be extrapolated
+    predicted = predict(spec, recipe, versions, card, every_layer=whole, progress=progress)
     job = {
         "model": {"id": spec.id, "model_type": spec.model_type, "config": spec.config},
         "recipe": recipe.model_dump(),

@@ -81,6 +81,8 @@ def build(
         model.train()
     name_model(model, books, blueprint.instances)
     name_map(books)
+    if books.device == "cpu":
+        books.name_tables()
     return Building(model, base, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
 
