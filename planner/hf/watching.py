@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from planner import own_values
 from planner.engines.measured.meters import IDLE, CudaMeter, Meter, StorageMeter
 from planner.errors import UnavailableError
 from planner.formulas.blocks import BLOCK_BYTES
+from planner.keeping import measured_with
 from planner.ledger import Category, Phase
 from planner.records.record import Level, Row
 from planner.units import MIB
@@ -196,7 +196,5 @@ class Watch:
         context = self.process["context_bytes"]
         if self.device is None or context is None or context <= 0:
             return
-        day = datetime.now(timezone.utc).date().isoformat()
         share = own_values.reserve_per_mille(max(self.meter.allocated.values()), max(self.meter.reserved.values()))
-        told = f"{day}, torch {stack.versions['torch']}" + (f", driver {self.driver}" if self.driver else "")
-        own_values.remember(self.device, own_values.OwnValues(context, None, share, told))
+        own_values.remember(self.device, own_values.OwnValues(context, None, share, measured_with(stack, self.driver)))
