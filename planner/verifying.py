@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -115,7 +116,13 @@ def verify(
 
 
 def predict(
-    spec: ModelSpec, recipe: Recipe, versions: stack.Stack, card: Device | None, *, every_layer: bool = False, progress: Progress | None = None
+    spec: ModelSpec,
+    recipe: Recipe,
+    versions: stack.Stack,
+    card: Device | None,
+    *,
+    every_layer: bool = False,
+    progress: Progress | None = None,
 ) -> Side:
     """
     What the traced engine says of the run, on a card or on the CPU.
@@ -191,7 +198,7 @@ def _trouble(ending: Ending, last: Message) -> QplanError:
     if "refused" in last:
         told = last["refused"]
         kind = getattr(errors, str(told["error"]), UnsupportedModelError)
-        return kind(told["message"], hint=told["hint"])  # type: ignore[no-any-return]
+        return kind(told["message"], hint=told["hint"])
     at = next((m for m in reversed(ending.messages) if "phase" in m or "stage" in m), {})
     where = f" in {_WORDS.get(str(at['phase']), at['phase'])}" if "phase" in at else " before it began"
     words = [line.strip() for line in ending.stderr.strip().splitlines() if line.strip()]
@@ -257,10 +264,8 @@ def _card(where: str) -> Device:
 
     number = int(where.partition(":")[2] or 0)
     seen = None
-    try:
+    with contextlib.suppress(UnavailableError):
         seen = sampling.device_seen(number)
-    except UnavailableError:
-        pass
     found = None if seen is None else cards.device_of(seen)
     if found is None:
         raise UnavailableError(

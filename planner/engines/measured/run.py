@@ -122,6 +122,7 @@ def surroundings() -> Iterator[None]:
 def stand(order: Order, blueprint: Blueprint, tracker: Tracker, stack: ExitStack) -> tuple[Building, Training]:
     """The model, ready for its first step, its layers watched; and the training."""
     known = behaviours(detect(), order.recipe)
+    tracker.loads_on = tracker.device if order.recipe.is_quantized else "cpu"  # without a device_map a 16-bit model is loaded on the host
     source = None if order.weights == "synthetic" else order.weights
     building = build(blueprint, order.recipe, known, tracker, source, order.revision)
     tracker.check = Check(building.trainable)
