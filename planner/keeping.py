@@ -57,9 +57,22 @@ def keep(
     return record
 
 
+def _context(found: Verification) -> int | None:
+    """
+    What the process held at its peak beyond what torch had reserved: its context, and the kernels that it had loaded by then.
+
+    That is what a verdict adds to reserved. Where paged states may be on the card too, which nobody tells apart, it is the context alone, as
+    it was before the first kernel.
+    """
+    process, reserved = found.levels.get("process"), found.levels.get("reserved")
+    if process is None or reserved is None or str(found.recipe["optim"]).startswith("paged_"):
+        return found.apart.context_bytes
+    return max(process.measured_bytes - reserved.measured_bytes, found.apart.context_bytes or 0)
+
+
 def _keep_own(found: Verification, stack: Stack, card: Device, driver: str | None) -> None:
     """Without a context there is nothing that an estimate could take."""
-    context, workspaces, reserved = found.apart.context_bytes, found.apart.workspace_bytes, found.levels.get("reserved")
+    context, workspaces, reserved = _context(found), found.apart.workspace_bytes, found.levels.get("reserved")
     if not context or context < 0:
         return
     share = None

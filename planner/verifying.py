@@ -6,12 +6,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from planner import api, stack
 from planner.bookkeeping import keep_books, keep_exact_books, steady_bytes
 from planner.engines.installed import traced_engine
-from planner.errors import InvalidRecipeError, MeasurementError, QplanError, UnavailableError, UnsupportedModelError
+from planner.errors import InvalidOutputError, InvalidRecipeError, MeasurementError, QplanError, UnavailableError, UnsupportedModelError
 from planner.history import History
 from planner.job import Job, phase_reports
 from planner.recipe import Recipe, make_recipe
@@ -49,6 +50,7 @@ def verify(
     ceiling: int | None = None,
     revision: str | None = None,
     every_layer: bool = False,
+    record: bool = True,
     progress: Progress | None = None,
     **knobs: Any,
 ) -> Verification:
@@ -64,6 +66,7 @@ def verify(
         ceiling: On the CPU: bytes that may be alive; more is an out-of-memory error, as a card would give it. None: no end.
         revision: Branch, tag or commit of a Hub id.
         every_layer: Whether the prediction traces all layers rather than three of what repeats.
+        record: Whether to keep a record (`qplan records`), and the card's own values; that it could not be kept is a note.
         progress: Is told what goes on.
         knobs: Fields of `Recipe`.
 
@@ -98,7 +101,7 @@ def verify(
     result = last.get("result", {})
     measured = measured_side(result, on_cpu=where == "cpu") if result else None
     counts = (measured or predicted).num_quantized_parameters, (measured or predicted).num_trainable_parameters
-    return Verification(
+    found = Verification(
         model=ModelReport(spec.id, spec.model_type, spec.source, spec.num_parameters, *counts),
         recipe=recipe.model_dump(),
         stack={**versions.versions, "source": versions.source},
@@ -113,6 +116,18 @@ def verify(
         notes=_notes(where, weights, result),
         seconds=seconds,
     )
+    return _kept(found, spec, recipe, versions, card) if record else found
+
+
+def _kept(found: Verification, spec: ModelSpec, recipe: Recipe, versions: stack.Stack, card: Device | None) -> Verification:
+    """The same, once its record is kept; where the disk refuses, the measurement is not lost: a note says why."""
+    from planner.keeping import keep
+
+    try:
+        keep(found, spec, recipe, versions, card, driver=found.environment.get("driver"))
+    except InvalidOutputError as error:
+        return replace(found, notes=(*found.notes, error.message))
+    return found
 
 
 def predict(

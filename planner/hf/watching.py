@@ -191,10 +191,16 @@ class Watch:
         reserve = max(self.meter.reserved.values()) - max(self.meter.allocated.values()) if self.meter.reserved else None
         return {"context_bytes": contexts[-1] if contexts else None, "workspace_bytes": None, "reserve_bytes": reserve}
 
-    def remember(self, stack: Stack) -> None:
-        """Keep the card's own context and reserve; without a context there is nothing to keep."""
+    def remember(self, stack: Stack, *, is_paged: bool = False) -> None:
+        """
+        Keep the card's own context and reserve; without a context there is nothing to keep.
+
+        Args:
+            stack: The installed libraries.
+            is_paged: Whether optimizer states may be on the card beside torch's memory: nobody tells them from the context.
+        """
         context = self.process["context_bytes"]
-        if self.device is None or context is None or context <= 0:
+        if self.device is None or context is None or context <= 0 or is_paged:
             return
         share = own_values.reserve_per_mille(max(self.meter.allocated.values()), max(self.meter.reserved.values()))
         own_values.remember(self.device, own_values.OwnValues(context, None, share, measured_with(stack, self.driver)))
