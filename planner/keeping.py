@@ -61,8 +61,8 @@ def _context(found: Verification) -> int | None:
     """
     What the process held at its peak beyond what torch had reserved: its context, and the kernels that it had loaded by then.
 
-    That is what a verdict adds to reserved. Where paged states may be on the card too, which nobody tells apart, it is the context alone, as
-    it was before the first kernel.
+    That is what a verdict adds to reserved. Where paged states may be on the card too, which nobody tells apart, it is the context alone,
+    as it was before the first kernel.
     """
     process, reserved = found.levels.get("process"), found.levels.get("reserved")
     if process is None or reserved is None or str(found.recipe["optim"]).startswith("paged_"):
