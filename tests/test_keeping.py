@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner import catalog, keeping, own_values, stack
+from planner import catalog, keeping, own_values, stack, verifying
 from planner.architecture import build_spec
 from planner.recipe import make_recipe
 from planner.records import Store
@@ -93,3 +93,13 @@ def test_a_run_that_ended_for_want_of_memory_leaves_no_record():
     """Nothing was measured to its end."""
     assert keeping.keep(verification(None), SPEC, RECIPE, stack.LATEST, None) is None
     assert Store().read().records == ()
+
+
+def test_a_disk_that_refuses_loses_no_measurement(tmp_path, monkeypatch):
+    """A file stands where the folder should be: what was measured is answered, with a note why there is no record."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QPLAN_HOME", str(tmp_path / "file"))
+    found = verifying._kept(verification(side("measured", 5 * GIB)), SPEC, RECIPE, stack.LATEST, None)
+
+    assert found.measured.peak.allocated_peak_bytes == 5 * GIB
+    assert "the record could not be written" in found.notes[-1]
