@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner import api, stack
@@ -31,10 +32,11 @@ TIMEOUT_S = 3600.0
 PROGRAM = (sys.executable, "-m", "planner.engines.measured")
 """What measures."""
 
-_WORDS = {
+WORDS = {
     "load": "loading the model", "prepare": "preparing it", "forward": "forward", "backward": "backward",
     "optimizer_step": "optimizer step", "evaluation": "evaluation", "save": "saving the adapter",
 }  # fmt: skip
+"""What a child is at, by phase."""
 
 Progress = Callable[[str], None]
 
@@ -77,16 +79,19 @@ def verify(
     """
     if type(steps) is not int or steps < 1:
         raise InvalidRecipeError(f"steps is {steps!r}; it must be a whole number from 1 on")
+    if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise InvalidRecipeError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
     spec, versions, where = api.spec_of(model, revision), stack.detect(), _device(device)
     recipe = stack.resolve(make_recipe(**knobs), versions, spec.dtype)
     card = None if where == "cpu" else _card(where)
     _check(where, ceiling, recipe)
     whole = every_layer or card is None  # on the CPU models are small, and nothing need be extrapolated
+    source = _weights(weights, model)
     predicted = predict(spec, recipe, versions, card, every_layer=whole, progress=progress)
     job = {
         "model": {"id": spec.id, "model_type": spec.model_type, "config": spec.config},
         "recipe": recipe.model_dump(),
-        "weights": _weights(weights, model),
+        "weights": source,
         "steps": steps,
         "device": where,
         "limit_bytes": ceiling,
@@ -175,7 +180,7 @@ def run_child(job: Mapping[str, Any], *, timeout: float = TIMEOUT_S, progress: P
 
     def heard(message: Message) -> None:
         if progress is not None:
-            words = message.get("stage") or (_WORDS.get(str(message.get("phase"))) if message.get("begins") else None)
+            words = message.get("stage") or (WORDS.get(str(message.get("phase"))) if message.get("begins") else None)
             if words:
                 progress(f"measuring: {words}")
 
@@ -183,12 +188,19 @@ def run_child(job: Mapping[str, Any], *, timeout: float = TIMEOUT_S, progress: P
     last = ending.messages[-1] if ending.messages else {}
     if "result" in last or "out_of_memory" in last:
         return last
-    raise _trouble(ending, last)
+    raise trouble(ending)
 
 
-def _trouble(ending: Ending, last: Message) -> QplanError:
-    """What went wrong in the child, as an error."""
+def trouble(ending: Ending) -> QplanError:
+    """
+    What went wrong in a child, as an error.
+
+    Args:
+        ending: How it ended, without a result.
+    """
     from planner import errors
+
+    last = ending.messages[-1] if ending.messages else {}
 
     if "not_real" in last:
         return MeasurementError(
@@ -200,7 +212,7 @@ def _trouble(ending: Ending, last: Message) -> QplanError:
         kind = getattr(errors, str(told["error"]), UnsupportedModelError)
         return kind(told["message"], hint=told["hint"])
     at = next((m for m in reversed(ending.messages) if "phase" in m or "stage" in m), {})
-    where = f" in {_WORDS.get(str(at['phase']), at['phase'])}" if "phase" in at else " before it began"
+    where = f" in {WORDS.get(str(at['phase']), at['phase'])}" if "phase" in at else " before it began"
     words = [line.strip() for line in ending.stderr.strip().splitlines() if line.strip()]
     why = f": {words[-1][:300]}" if words and ending.how == "failed" else ""
     hints = {
@@ -308,8 +320,12 @@ def size(text: str) -> int:
 
 def _weights(weights: str, model: api.Model) -> str:
     """What the child's loader takes."""
-    if weights != "hub":
+    if weights == "synthetic":
         return weights
+    if weights != "hub":
+        if not Path(weights).expanduser().is_dir():
+            raise InvalidRecipeError(f"weights is `{weights}`; it must be synthetic, hub, or a folder with a checkpoint")
+        return str(Path(weights).expanduser())
     if not isinstance(model, str):
         raise InvalidRecipeError("weights is `hub`, but the model has no id on the Hub", hint="pass the id, or weights='synthetic'")
     return model
