@@ -22,9 +22,9 @@ import bitsandbytes
 import torch
 from bitsandbytes import _ops, cextension
 
+from planner.engines.running.books import Rule
 from planner.engines.traced.ghosts import META, Ghost
-from planner.engines.traced.recorder import Recorder, Rule
-from planner.ledger import Category
+from planner.engines.traced.recorder import Recorder
 
 
 class _NoKernels:
@@ -145,13 +145,6 @@ def parameters() -> Iterator[None]:
         for base, make in ((bnb.nn.Params4bit, _make_four_bit), (bnb.nn.Int8Params, _make_int8)):
             stack.enter_context(mock.patch.object(base, "__new__", _Constructor(base, make)))
         yield
-
-
-def name_map(recorder: Recorder) -> None:
-    """Say what the map is that all doubly quantised weights share."""
-    found = bitsandbytes.functional.name2qmap.get("dynamic")
-    if isinstance(found, Ghost):
-        recorder.hold_by_name(found, "shared dynamic map", "bitsandbytes", Category.QUANT_STATE, None)
 
 
 class _Constructor:

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from planner.device import Device
-from planner.engines.traced import autocast, building, flash, ghosts, kernels, quantized
-from planner.engines.traced.accumulation import Accumulation
-from planner.engines.traced.blueprint import draw, quiet
+from planner.engines.running import building
+from planner.engines.running.accumulation import Accumulation
+from planner.engines.running.blueprint import draw, quiet
+from planner.engines.running.training import Training
+from planner.engines.traced import autocast, flash, ghosts, kernels, quantized
 from planner.engines.traced.recorder import Recorder
-from planner.engines.traced.training import Training
 from planner.errors import QplanError, UnsupportedModelError
 from planner.formulas.four_bit_kernel import MULTIPROCESSORS
 from planner.history import History

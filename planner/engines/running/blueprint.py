@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from planner.engines.traced.layers import NOTHING, Instances, find_stack, kept, shortened
+from planner.engines.running.layers import NOTHING, Instances, find_stack, kept, shortened
 from planner.errors import UnsupportedModelError
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
