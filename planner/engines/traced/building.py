@@ -19,6 +19,7 @@ from transformers import BitsAndBytesConfig
 from planner.engines.traced.blueprint import DTYPES, Blueprint, quiet, skeleton
 from planner.engines.traced.ghosts import Ghost
 from planner.engines.traced.layers import Instances
+from planner.engines.traced.older import dtype_argument, loading_arguments, stored_tensors
 from planner.engines.traced.quantized import name_map
 from planner.engines.traced.recorder import Recorder
 from planner.engines.traced.tensors import name_model
@@ -60,12 +61,14 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, recorder: Rec
     with recorder.during(Phase.PREPARE):
         model.config.use_cache = False
         if recipe.kbit_prepare:
-            model = _kbit_prepare(model, recipe, recorder)
+            model = _kbit_prepare(model, recipe)
         if not recipe.is_quantized and recipe.entry_point == "loop":
             model.to("cuda")
         if recipe.method != "full":
             with _owned(blueprint.instances, recorder):
                 model = _wrap(model, recipe)
+        if known.kbit_upcast == "norms":
+            _cast_back(model)
         if not recipe.is_quantized:
             model.to("cuda")
         if recipe.entry_point == "trl" and recipe.is_quantized:
@@ -82,13 +85,9 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, recorder: Rec
 
 
 def _load(blueprint: Blueprint, recipe: Recipe, recorder: Recorder) -> Any:
-    from transformers.core_model_loading import revert_weight_conversion
-
     bare = skeleton(blueprint.model_class, blueprint.config, DTYPES[recipe.dtype], blueprint.attn)
-    tied = getattr(bare, "all_tied_weights_keys", None) or {}
-    stored = revert_weight_conversion(bare, {name: x for name, x in bare.state_dict().items() if name not in tied})
     checkpoint = {}
-    for name, x in stored.items():
+    for name, x in stored_tensors(bare).items():
         checkpoint[name] = ghost = Ghost(x.detach(), on_host=True)
         ghost.owner = blueprint.instances.of_name(name) if blueprint.instances else None
     quantization = _quantization(recipe)
@@ -97,8 +96,9 @@ def _load(blueprint: Blueprint, recipe: Recipe, recorder: Recorder) -> Any:
             None,
             config=blueprint.config,
             state_dict=checkpoint,
-            dtype=DTYPES[recipe.dtype],
             attn_implementation=blueprint.attn,
+            **dtype_argument(DTYPES[recipe.dtype]),
+            **loading_arguments(to_card=recipe.is_quantized),
             **({} if quantization is None else {"quantization_config": quantization}),
         )
 
@@ -153,13 +153,10 @@ def _warm_up(instances: Instances | None, recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def _kbit_prepare(model: Any, recipe: Recipe, recorder: Recorder) -> Any:
+def _kbit_prepare(model: Any, recipe: Recipe) -> Any:
     from peft import prepare_model_for_kbit_training
 
-    def empty() -> None:
-        recorder.history.flushes.append(len(recorder.history.events))
-
-    with quiet(), mock.patch.object(torch.cuda, "empty_cache", empty):
+    with quiet():
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
 
 
@@ -218,6 +215,18 @@ def _cast_trainable(model: nn.Module, known: Behaviours) -> None:
     for name, param in model.named_parameters():
         if param.requires_grad and known.trains_quantized_in is not None and "lora_magnitude_vector" not in name:
             param.data = param.data.to(torch.bfloat16)
+
+
+def _cast_back(model: nn.Module) -> None:
+    """
+    What SFTTrainer of old does over a 4-bit base that it has prepared itself.
+
+    Source:
+        trl@0.13.0, trainer/sft_trainer.py, SFTTrainer.__init__; 0.26 no longer does.
+    """
+    from trl.trainer.utils import peft_module_casting_to_bf16
+
+    peft_module_casting_to_bf16(model)
 
 
 def _cast_adapters(model: nn.Module, recipe: Recipe) -> None:

@@ -208,6 +208,10 @@ class Recorder(TorchDispatchMode):
         """A buffer that a library takes from the allocator and keeps."""
         self.history.add(nbytes, name, Category.WORKSPACE)
 
+    def flush(self) -> None:
+        """`torch.cuda.empty_cache()`."""
+        self.history.flushes.append(len(self.history.events))
+
     def category(self, meta: torch.Tensor) -> Category:
         """What a tensor that is born now is for, until something holds it by name."""
         return category_of(
