@@ -20,6 +20,7 @@ from transformers import BitsAndBytesConfig
 from planner.engines.running.blueprint import DTYPES, Blueprint, quiet, skeleton
 from planner.engines.running.books import Books
 from planner.engines.running.layers import Instances
+from planner.engines.running.older import dtype_argument, loading_arguments, stored_tensors
 from planner.engines.running.tensors import name_map, name_model
 from planner.errors import UnsupportedModelError
 from planner.ledger import Phase
@@ -65,6 +66,8 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books)
         if recipe.method != "full":
             with _owned(blueprint.instances, books):
                 model = _wrap(model, recipe)
+        if known.kbit_upcast == "norms":
+            _cast_back(model)
         if not recipe.is_quantized:
             model.to(books.device)
         if recipe.entry_point == "trl" and recipe.is_quantized:
@@ -81,21 +84,18 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books)
 
 
 def _load(blueprint: Blueprint, recipe: Recipe, books: Books) -> Any:
-    from transformers.core_model_loading import revert_weight_conversion
-
     bare = skeleton(blueprint.model_class, blueprint.config, DTYPES[recipe.dtype], blueprint.attn)
-    tied = getattr(bare, "all_tied_weights_keys", None) or {}
-    stored = revert_weight_conversion(bare, {name: x for name, x in bare.state_dict().items() if name not in tied})
     instances = blueprint.instances
-    checkpoint = books.checkpoint(stored, instances.of_name if instances else _nobody)
+    checkpoint = books.checkpoint(stored_tensors(bare), instances.of_name if instances else _nobody)
     quantization = _quantization(recipe)
     with quiet(), _warm_up(instances, books):
         return blueprint.model_class.from_pretrained(  # type: ignore[attr-defined]
             None,
             config=blueprint.config,
             state_dict=checkpoint,
-            dtype=DTYPES[recipe.dtype],
             attn_implementation=blueprint.attn,
+            **dtype_argument(DTYPES[recipe.dtype]),
+            **loading_arguments(to_card=recipe.is_quantized),
             **({} if quantization is None else {"quantization_config": quantization}),
         )
 
@@ -216,6 +216,18 @@ def _cast_trainable(model: nn.Module, known: Behaviours) -> None:
     for name, param in model.named_parameters():
         if param.requires_grad and known.trains_quantized_in is not None and "lora_magnitude_vector" not in name:
             param.data = param.data.to(torch.bfloat16)
+
+
+def _cast_back(model: nn.Module) -> None:
+    """
+    What SFTTrainer of old does over a 4-bit base that it has prepared itself.
+
+    Source:
+        trl@0.13.0, trainer/sft_trainer.py, SFTTrainer.__init__; 0.26 no longer does.
+    """
+    from trl.trainer.utils import peft_module_casting_to_bf16
+
+    peft_module_casting_to_bf16(model)
 
 
 def _cast_adapters(model: nn.Module, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -67,6 +68,7 @@ def recording(capability: tuple[int, int]) -> Iterator[Recorder]:
         workspaces = kernels.Workspaces()
         recorder.after = {**dict.fromkeys(kernels.PRODUCTS, workspaces), **kernels.SCRATCH}
         stack.enter_context(recorder)
+        stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", recorder.flush))
         stack.enter_context(recorder.in_modules())
         stack.enter_context(autocast.cuda_autocast())
         stack.enter_context(quantized.parameters())
