@@ -10,6 +10,7 @@ QplanError                     something about the request; exit code 2
 ├── UnknownDeviceError         no such card in the catalogue
 ├── UnknownStackError          a --stack that names no package or version we can read
 ├── InvalidOutputError         a file that cannot be written as asked
+├── InvalidRecordError         a record of a verification that cannot be read
 ├── InvalidArrayError          numbers that cannot be quantised as asked
 └── UnavailableError           something that is needed is missing or unreachable; exit code 3
     ├── HubError               the Hugging Face Hub could not be reached, or it refused
@@ -66,6 +67,10 @@ class UnknownStackError(QplanError):
 
 class InvalidOutputError(QplanError):
     """A file that cannot be written as asked: its name's end, its folder, its rights."""
+
+
+class InvalidRecordError(QplanError):
+    """A record of a verification, or a file of them, that is not what it must be."""
 
 
 class InvalidArrayError(QplanError):
