@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from planner.allocator import Program
 from planner.history import History, Stretch
 from planner.ledger import Phase
 from planner.repetition import Repetition, numbered, repetition
@@ -109,12 +110,14 @@ class Unrolled:
 
     Attributes:
         sizes, events, stretches, flushes: As in a `History`.
+        program: The events and flushes, as an allocator runs them.
     """
 
     def __init__(self, history: History) -> None:
         self.history = history
         self.owners = history.owners
         self.sizes, self.events, self.stretches, self.flushes = history.sizes, history.events, history.stretches, history.flushes
+        self.program = Program(self.events, self.flushes)
         if history.repeat <= _HELD:
             return
         self.events, self.stretches, self.flushes = [], [], []
@@ -126,6 +129,7 @@ class Unrolled:
         self.lasts = {second: last for last, second in self.twins.items()}
         self.sizes = self._all_sizes(history)
         self._run()
+        self.program = Program(self.events, self.flushes)
 
     def resized(self, history: History) -> Unrolled:
         """The same events of a history in other sizes."""

@@ -11,7 +11,8 @@ One device, one stream, no CUDA graphs: every free takes effect at once.
 
 from planner.allocator.blocks import Block, Segment
 from planner.allocator.caching import CachingAllocator, OutOfMemory
+from planner.allocator.program import Ending, Program, run
 from planner.allocator.replay import Replay, replay
 from planner.allocator.settings import AllocatorSettings
 
-__all__ = ["AllocatorSettings", "Block", "CachingAllocator", "OutOfMemory", "Replay", "Segment", "replay"]
+__all__ = ["AllocatorSettings", "Block", "CachingAllocator", "Ending", "OutOfMemory", "Program", "Replay", "Segment", "replay", "run"]
