@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from planner.allocator import AllocatorSettings, Ending, run
+from planner.allocator import AllocatorSettings
+from planner.allocator.program import Ending, run
 from planner.history import WARM_UP_MARGIN, History
 from planner.ledger import Category, Phase
 from planner.unrolling import Unrolled, unroll_events

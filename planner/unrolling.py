@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from planner.allocator import Program
+from planner.allocator.program import Program
 from planner.history import History, Stretch
 from planner.ledger import Phase
 from planner.repetition import Repetition, numbered, repetition

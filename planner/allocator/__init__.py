@@ -6,13 +6,14 @@ PyTorch's CUDA caching allocator, simulated: what a sequence of allocations and 
     allocator.free(block)
     allocator.reserved_bytes                        # what cudaMalloc has given and has not got back
 
+`planner.allocator.program` runs a whole run at once, compiled where there is a compiler.
+
 One device, one stream, no CUDA graphs: every free takes effect at once.
 """
 
 from planner.allocator.blocks import Block, Segment
 from planner.allocator.caching import CachingAllocator, OutOfMemory
-from planner.allocator.program import Ending, Program, run
 from planner.allocator.replay import Replay, replay
 from planner.allocator.settings import AllocatorSettings
 
-__all__ = ["AllocatorSettings", "Block", "CachingAllocator", "Ending", "OutOfMemory", "Program", "Replay", "Segment", "replay", "run"]
+__all__ = ["AllocatorSettings", "Block", "CachingAllocator", "OutOfMemory", "Replay", "Segment", "replay"]

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import stack as stacks
-from planner.allocator import AllocatorSettings, CachingAllocator, Program, native
+from planner.allocator import AllocatorSettings, CachingAllocator, native
 from planner.allocator.native import Library, compile_to, place
-from planner.allocator.program import Ending, _ending, _run
+from planner.allocator.program import Ending, Program, _ending, _run
 from planner.architecture import build_spec
 from planner.catalog import find_checkpoint
 from planner.engines.analytic import analyse

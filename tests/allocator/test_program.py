@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from planner.allocator import AllocatorSettings, CachingAllocator, Ending, OutOfMemory, Program, native, run
+from planner.allocator import AllocatorSettings, CachingAllocator, OutOfMemory, native
+from planner.allocator.program import Ending, Program, run
 
 MIB = 1 << 20
 EVENTS = [0, 1, ~0, 2, ~1, 3, ~2, ~3, 4]
