@@ -7,9 +7,10 @@ Everything here is computed when somebody asks, and once: in Python a replay of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from planner.allocator import AllocatorSettings
 from planner.allocator.program import Ending, run
@@ -121,9 +122,9 @@ class Simulation:
         """Run every event; `torch.cuda.empty_cache()` where the history has it."""
         whole = unroll_events(self.history)
         warm_up = None if total_bytes is None else self._warm_up(total_bytes)
-        sizes = whole.sizes
+        sizes: Any = whole.sizes
         if warm_up is not None and self.history.warm_up is not None:
-            sizes = list(sizes)
+            sizes = copy(sizes)
             sizes[self.history.warm_up] = max(warm_up, 0)
         found = run(whole.program, sizes, settings, usable_bytes, total_bytes)
         failure = None if found.failed_at is None else self._failure(whole, sizes, found.failed_at, found)
@@ -131,7 +132,8 @@ class Simulation:
 
     def _failure(self, whole: Unrolled, sizes: Sequence[int], position: int, found: Ending) -> Failure:
         history = self.history
-        asked = whole.origin(whole.events[position])
+        event = whole.program.event(position)
+        asked = whole.origin(event)
         phase = next((s.phase for s in whole.stretches if s.begin <= position < s.end), Phase.FORWARD)
         sums: dict[Category, int] = {}
         for storage, size in found.held:
@@ -139,9 +141,9 @@ class Simulation:
             sums[category] = sums.get(category, 0) + size
         return Failure(
             operation=history.names[asked],
-            scope=whole.scope(whole.events[position]),
+            scope=whole.scope(event),
             phase=phase.value,
-            requested_bytes=sizes[whole.events[position]],
+            requested_bytes=sizes[event],
             allocated_bytes=found.allocated_then,
             reserved_bytes=found.reserved_then,
             by_category={category.value: sums[category] for category in Category if sums.get(category)},

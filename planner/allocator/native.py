@@ -41,6 +41,13 @@ class Outcome(NamedTuple):
     held: Sequence[int]
 
 
+class Packed(NamedTuple):
+    """Events as 32-bit integers, and of each part of them as 64-bit ones: its length, how often it comes, how far storages then shift."""
+
+    events: array[int]
+    parts: array[int]
+
+
 class Library:
     """
     The compiled allocator.
@@ -57,17 +64,17 @@ class Library:
 
         self._replay: Any = ctypes.CDLL(str(path)).qplan_replay
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._replay.argtypes = [pointer, number, pointer, number, pointer, number, number, number, pointer, pointer]
+        self._replay.argtypes = [pointer, pointer, number, pointer, number, pointer, number, number, number, pointer, pointer]
         self._replay.restype = ctypes.c_int
 
     def replay(
-        self, events: array[int], flushes: Sequence[int], sizes: array[int], capacity: int | None, large_segment: int
+        self, program: Packed, flushes: Sequence[int], sizes: array[int], capacity: int | None, large_segment: int
     ) -> Outcome | None:
         """
         Run births and deaths.
 
         Args:
-            events: As `planner.allocator.replay`, packed as 32-bit integers.
+            program: The events.
             flushes: Positions before which the cache is emptied.
             sizes: Bytes by storage, packed as 64-bit integers; they are rounded up to 512.
             capacity: Bytes that can be reserved; None for no end.
@@ -79,9 +86,10 @@ class Library:
         emptied = array("q", flushes)
         held, found = array("q", bytes(8 * len(sizes))), array("q", bytes(8 * 6))
         limit = -1 if capacity is None else capacity
-        buffers = [data.buffer_info()[0] for data in (events, emptied, sizes, held, found)]
+        events, parts = program
+        at = [data.buffer_info()[0] for data in (events, parts, emptied, sizes, held, found)]
         status = self._replay(
-            buffers[0], len(events), buffers[1], len(flushes), buffers[2], len(sizes), limit, large_segment, buffers[3], buffers[4]
+            at[0], at[1], len(parts) // 3, at[2], len(flushes), at[3], len(sizes), limit, large_segment, at[4], at[5]
         )
         if status:
             return None

@@ -13,23 +13,72 @@ from planner.allocator.caching import CachingAllocator
 from planner.allocator.replay import replay
 from planner.allocator.settings import AllocatorSettings
 
+MOST = 1 << 42
+"""Bytes of a storage from which on sums of them may not fit 64 bits; no card has that much."""
+
+
+class Part(NamedTuple):
+    """Events that come `count` times, each time to storages that lie `shift` further on."""
+
+    events: list[int]
+    count: int = 1  # type: ignore[assignment]  # a tuple's own method of that name is of no use here
+    shift: int = 0
+
 
 class Program:
     """
     The events of a run, whatever the sizes.
 
     Args:
-        events: An index for a birth, its complement for a death.
+        parts: Births (an index) and deaths (its complement), in order.
         flushes: Events before which the cache is emptied (`torch.cuda.empty_cache()`), in order.
     """
 
-    def __init__(self, events: Sequence[int], flushes: Sequence[int] = ()) -> None:
-        self.events, self.flushes = events, flushes
+    def __init__(self, parts: Sequence[Part], flushes: Sequence[int] = ()) -> None:
+        self.parts, self.flushes = parts, flushes
+        self.num_events = sum(len(part.events) * part.count for part in parts)
 
     @cached_property
-    def packed(self) -> array[int]:
-        """The events as 32-bit integers."""
-        return array("i", self.events)
+    def events(self) -> Sequence[int]:
+        """Every event."""
+        if len(self.parts) == 1 and self.parts[0].count == 1:
+            return self.parts[0].events
+        found: list[int] = []
+        for events, count, shift in self.parts:
+            found += events
+            for far in range(shift, count * shift, shift) if shift else ():
+                found += [e + far if e >= 0 else e - far for e in events]
+        return found
+
+    @cached_property
+    def packed(self) -> native.Packed:
+        """The same as compiled code reads it."""
+        events, shape = array("i"), array("q")
+        for part in self.parts:
+            events.extend(part.events)
+            shape.extend((len(part.events), part.count, part.shift))
+        return native.Packed(events, shape)
+
+    def event(self, position: int) -> int:
+        """The event at a position."""
+        for events, count, shift in self.parts:
+            if position < len(events) * count:
+                number, at = divmod(position, len(events))
+                return events[at] + number * shift if events[at] >= 0 else events[at] - number * shift
+            position -= len(events) * count
+        raise IndexError(f"a program of {self.num_events} events has none there")
+
+
+def pack(sizes: list[int]) -> Sequence[int]:
+    """Bytes by storage, as 64-bit integers; unchanged where one is absurdly large."""
+    return array("q", sizes) if max(sizes, default=0) < MOST else sizes
+
+
+def extend(sizes: Sequence[int], more: list[int], times: int) -> Sequence[int]:
+    """So many times more of them behind."""
+    if isinstance(sizes, array):
+        return sizes + array("q", more) * times
+    return [*sizes, *more * times]
 
 
 class Ending(NamedTuple):
@@ -65,19 +114,18 @@ def run(
 
     Args:
         program: The events.
-        sizes: Bytes by storage.
+        sizes: Bytes by storage; only what is packed can be run by compiled code.
         settings: What the allocator is told.
         capacity: Bytes that cudaMalloc can give; None for an endless card.
         device_bytes: The card's whole memory, which memory fractions are shares of; None takes `capacity`.
     """
     allocator = CachingAllocator(capacity, settings, device_bytes=device_bytes)
-    if allocator.is_plain:
-        library = native.library(len(program.events))
-        if library is not None:
-            rounded = array("q", sizes if allocator.rounds_to_blocks else map(settings.round_size, sizes))
-            found = library.replay(program.packed, program.flushes, rounded, allocator.capacity, settings.large_segment_size)
-            if found is not None:
-                return _ending(found)
+    library = native.library(program.num_events) if allocator.is_plain and isinstance(sizes, array) else None
+    if library is not None:
+        rounded = array("q", sizes if allocator.rounds_to_blocks else map(settings.round_size, sizes))
+        found = library.replay(program.packed, program.flushes, rounded, allocator.capacity, settings.large_segment_size)
+        if found is not None:
+            return _ending(found)
     return _run(program, sizes, allocator)
 
 

@@ -238,7 +238,8 @@ static int free_block(Allocator *a, int64_t index)
 /*
  * Run births (an index) and deaths (its complement), until they end or one cannot be served.
  *
- * events, num_events: The run.
+ * events: Those of each part, once.
+ * parts, num_parts: Of each part three numbers: how many events it has, how often they come, and how far their storages shift each time.
  * flushes, num_flushes: Positions before which the cache is emptied, in order.
  * sizes, num_storages: Bytes of each storage.
  * capacity: Bytes that can be reserved; negative for no end.
@@ -246,11 +247,11 @@ static int free_block(Allocator *a, int64_t index)
  * held: Of each storage, the size of its block at the end, if it is alive; -1 else.
  * outcome: Six numbers, in the order of the enum above; FAILED_AT is -1 if all events were served.
  */
-int qplan_replay(const int32_t *events, int64_t num_events, const int64_t *flushes, int64_t num_flushes, const int64_t *sizes,
-                 int64_t num_storages, int64_t capacity, int64_t large_segment, int64_t *held, int64_t *outcome)
+int qplan_replay(const int32_t *events, const int64_t *parts, int64_t num_parts, const int64_t *flushes, int64_t num_flushes,
+                 const int64_t *sizes, int64_t num_storages, int64_t capacity, int64_t large_segment, int64_t *held, int64_t *outcome)
 {
     Allocator a;
-    int64_t i, f = 0, failed_at = -1;
+    int64_t i, j, k, p, position = 0, f = 0, failed_at = -1;
     int status = DONE;
     int64_t *where = malloc((size_t)(num_storages ? num_storages : 1) * sizeof(int64_t)); /* a storage's block; NONE: none, or of size 0 */
     if (!where)
@@ -266,31 +267,38 @@ int qplan_replay(const int32_t *events, int64_t num_events, const int64_t *flush
         where[i] = NONE;
         held[i] = -1;
     }
-    for (i = 0; i < num_events && status == DONE; i++) {
-        int64_t event = events[i], storage = event < 0 ? ~event : event;
-        while (f < num_flushes && flushes[f] == i) {
-            empty_cache(&a);
-            f++;
+    for (p = 0; p < num_parts && status == DONE; p++) {
+        int64_t length = parts[3 * p], count = parts[3 * p + 1], shift = parts[3 * p + 2];
+        for (k = 0; k < count && status == DONE; k++) {
+            for (j = 0; j < length && status == DONE; j++, position++) {
+                int dies = events[j] < 0;
+                int64_t storage = (dies ? ~(int64_t)events[j] : events[j]) + k * shift;
+                while (f < num_flushes && flushes[f] == position) {
+                    empty_cache(&a);
+                    f++;
+                }
+                if (storage < 0 || storage >= num_storages || dies != (held[storage] >= 0)) {
+                    status = BAD_EVENT;
+                } else if (dies) {
+                    if (where[storage] != NONE)
+                        status = free_block(&a, where[storage]);
+                    where[storage] = NONE;
+                    held[storage] = -1;
+                } else if (sizes[storage] <= 0) {
+                    if (sizes[storage] < 0)
+                        status = BAD_EVENT;
+                    held[storage] = 0;
+                } else {
+                    status = allocate(&a, (sizes[storage] + GRAIN - 1) / GRAIN * GRAIN, &where[storage]);
+                    if (status == DONE)
+                        held[storage] = a.blocks[where[storage]].size;
+                }
+            }
         }
-        if (storage >= num_storages || (event < 0) != (held[storage] >= 0)) {
-            status = BAD_EVENT;
-        } else if (event < 0) {
-            if (where[storage] != NONE)
-                status = free_block(&a, where[storage]);
-            where[storage] = NONE;
-            held[storage] = -1;
-        } else if (sizes[storage] <= 0) {
-            if (sizes[storage] < 0)
-                status = BAD_EVENT;
-            held[storage] = 0;
-        } else {
-            status = allocate(&a, (sizes[storage] + GRAIN - 1) / GRAIN * GRAIN, &where[storage]);
-            if (status == DONE)
-                held[storage] = a.blocks[where[storage]].size;
-        }
+        events += length;
     }
     if (status == FAILED) {
-        failed_at = i - 1;
+        failed_at = position - 1;
         status = DONE;
     }
     outcome[RESERVED_PEAK] = a.reserved_peak;

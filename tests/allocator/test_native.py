@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from array import array
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from planner import stack as stacks
 from planner.allocator import AllocatorSettings, CachingAllocator, native
 from planner.allocator.native import Library, compile_to, place
-from planner.allocator.program import Ending, Program, _ending, _run
+from planner.allocator.program import Ending, Part, Program, _ending, _run
 from planner.architecture import build_spec
 from planner.catalog import find_checkpoint
 from planner.engines.analytic import analyse
@@ -60,7 +61,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def both(library: Library, program: Program, sizes: list[int], capacity: int | None, given: AllocatorSettings) -> tuple[Ending, Ending]:
+def both(library: Library, program: Program, sizes: Sequence[int], capacity: int | None, given: AllocatorSettings) -> tuple[Ending, Ending]:
     """What C and Python make of a run."""
     found = library.replay(program.packed, program.flushes, array("q", sizes), capacity, given.large_segment_size)
     assert found is not None
@@ -92,7 +93,7 @@ def test_random_runs_end_as_in_python(library: Library, data: st.DataObject):
     flushes = sorted(data.draw(st.sets(st.integers(0, max(len(events) - 1, 0)), max_size=3))) if events else []
     capacity = data.draw(st.none() | st.integers(0, 200).map(lambda n: n * MIB))
     given = AllocatorSettings(large_segment_size=data.draw(st.sampled_from([20, 32])) * MIB)
-    ours, plain = both(library, Program(events, flushes), sizes, capacity, given)
+    ours, plain = both(library, Program([Part(events)], flushes), sizes, capacity, given)
 
     assert ours == plain
 
@@ -119,7 +120,7 @@ def test_runs_of_models_end_as_in_python(library: Library, model: str, knobs: di
 @pytest.mark.parametrize("events", [[~0], [0, 0], [0, ~0, ~0], [1]], ids=["dies unborn", "born twice", "dies twice", "unknown"])
 def test_events_that_make_no_sense_are_left_to_python(library: Library, events: list[int]):
     """C says nothing about them; Python's error names the storage."""
-    assert library.replay(array("i", events), (), array("q", [100]), None, 20 * MIB) is None
+    assert library.replay(Program([Part(events)]).packed, (), array("q", [100]), None, 20 * MIB) is None
 
 
 @needs_compiler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from planner.allocator import AllocatorSettings, CachingAllocator, OutOfMemory, native
-from planner.allocator.program import Ending, Program, run
+from planner.allocator.program import Ending, Part, Program, extend, pack, run
 
 MIB = 1 << 20
 EVENTS = [0, 1, ~0, 2, ~1, 3, ~2, ~3, 4]
@@ -44,7 +44,7 @@ def test_a_run_is_its_events(text: str, capacity: int | None, compiles: bool, mo
         monkeypatch.setattr(native._State, "library", None)
     settings = AllocatorSettings.parse(text)
 
-    assert run(Program(EVENTS, FLUSHES), SIZES, settings, capacity) == by_hand(settings, capacity)
+    assert run(Program([Part(EVENTS)], FLUSHES), pack(SIZES), settings, capacity) == by_hand(settings, capacity)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,32 @@ def test_garbage_is_collected_in_python():
     settings = AllocatorSettings.parse("garbage_collection_threshold:0.5,per_process_memory_fraction:0.5")
 
     assert not CachingAllocator(100 * MIB, settings).is_plain
+
+
+PARTS = (Part([0, 1]), Part([2, ~0, 4, ~2], 3, 10), Part([~1, 40]), Part([61, ~40], 3, -10))
+
+
+def test_parts_are_written_out():
+    """Each time its storages lie further on; deaths too."""
+    program = Program(PARTS)
+    expected = [0, 1, 2, ~0, 4, ~2, 12, ~10, 14, ~12, 22, ~20, 24, ~22, ~1, 40, 61, ~40, 51, ~30, 41, ~20]
+
+    assert program.events == expected
+    assert program.num_events == len(expected)
+    assert [program.event(i) for i in range(len(expected))] == expected
+    with pytest.raises(IndexError, match="22 events"):
+        program.event(len(expected))
+
+
+def test_absurd_sizes_are_left_to_python():
+    """Sums of them may not fit 64 bits; Python's integers do."""
+    sizes = pack([1, 1 << 70])
+
+    assert sizes == [1, 1 << 70]
+    assert extend(sizes, [5], 2) == [1, 1 << 70, 5, 5]
+    assert run(Program([Part([0, 1])]), sizes, AllocatorSettings()).allocated_bytes == 512 + (1 << 70)
+
+
+def test_more_sizes_stay_packed():
+    """The copies' sizes behind those that are there."""
+    assert extend(pack([1, 2]), [3, 4], 2) == pack([1, 2, 3, 4, 3, 4])
