@@ -120,9 +120,9 @@ def run(
         device_bytes: The card's whole memory, which memory fractions are shares of; None takes `capacity`.
     """
     allocator = CachingAllocator(capacity, settings, device_bytes=device_bytes)
-    library = native.library(program.num_events) if allocator.is_plain and isinstance(sizes, array) else None
-    if library is not None:
-        rounded = array("q", sizes if allocator.rounds_to_blocks else map(settings.round_size, sizes))
+    library = native.library(program.num_events) if allocator.is_plain else None
+    if library is not None and isinstance(sizes, array):
+        rounded = sizes if allocator.rounds_to_blocks else array("q", map(settings.round_size, sizes))
         found = library.replay(program.packed, program.flushes, rounded, allocator.capacity, settings.large_segment_size)
         if found is not None:
             return _ending(found)
