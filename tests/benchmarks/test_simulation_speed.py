@@ -33,9 +33,9 @@ pytestmark = [
 MODELS = ("meta-llama/Llama-2-70b-hf", "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-0.6B")
 PLAIN = AllocatorSettings()
 ROUNDS = 7
-# Another batch, from its recipe to its peaks: 14 to 20 times as fast as the plain replay alone, without writing and unrolling, when measured.
+# Another batch, from its recipe to its peaks: 17 to 21 times as fast as the plain replay alone, which lacks writing and unrolling.
 LEAST = 10.0
-# A recipe that was never asked for: planning it, writing and unrolling its history, all in Python, and the replay: 1.5 to 4 times.
+# A recipe that was never asked for: planning it, writing and unrolling its history, all in Python, and the replay: 2 to 5 times.
 LEAST_FRESH = 1.0
 
 
