@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from planner.spec import ModelSpec
     from planner.stack import Stack
     from planner.tracing import trace
+    from planner.verification import Verification
+    from planner.verifying import verify
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ __all__ = [
     "Report",
     "Stack",
     "Verdict",
+    "Verification",
     "__version__",
     "compare",
     "estimate",
@@ -42,6 +45,7 @@ __all__ = [
     "models",
     "trace",
     "verdicts",
+    "verify",
 ]
 
 _HOME = {
@@ -53,12 +57,14 @@ _HOME = {
     "Report": "report",
     "Stack": "stack",
     "Verdict": "report",
+    "Verification": "verification",
     "compare": "api",
     "estimate": "api",
     "gpus": "api",
     "models": "api",
     "trace": "tracing",
     "verdicts": "api",
+    "verify": "verifying",
 }
 
 

@@ -66,7 +66,7 @@ def estimate(
         named["engine"] = engine
     if every_layer:
         named["every_layer"] = True
-    return Job(_spec(model, revision), make_recipe(**knobs), _stack(stack), knobs, named, engine, progress, every_layer).report(device)
+    return Job(spec_of(model, revision), make_recipe(**knobs), _stack(stack), knobs, named, engine, progress, every_layer).report(device)
 
 
 def verdicts(
@@ -90,7 +90,7 @@ def verdicts(
     Raises:
         QplanError: The request is wrong, or what it needs is missing.
     """
-    job = Job(_spec(model, revision), make_recipe(**knobs), _stack(stack))
+    job = Job(spec_of(model, revision), make_recipe(**knobs), _stack(stack))
     cards = (
         catalog.list_devices() if gpus is None else [catalog.find_device(gpu) if isinstance(gpu, str) else gpu for gpu in gpus]
     )
@@ -128,7 +128,7 @@ def compare(
         given = {name: knob for name, knob in knobs.items() if method == "qlora" or name not in _QUANTIZED_ONLY}
         return Job(spec, make_recipe(method=method, **given), versions, asked={"method": method, **given}).report(None)
 
-    specs = [_spec(model, None) for model in models]
+    specs = [spec_of(model) for model in models]
     rows = (comparison.row(spec.id, method, partial(run, spec, method)) for spec in specs for method in methods)
     return comparison.Comparison(rows=tuple(rows))
 
@@ -146,7 +146,17 @@ def gpus() -> list[Device]:
     return catalog.list_devices()
 
 
-def _spec(model: Model, revision: str | None) -> ModelSpec:
+def spec_of(model: Model, revision: str | None = None) -> ModelSpec:
+    """
+    The spec of a model, as `estimate` reads it.
+
+    Args:
+        model: As for `estimate`.
+        revision: Branch, tag or commit of a Hub id.
+
+    Raises:
+        QplanError: There is no such model, or no model can be built from its config.
+    """
     if isinstance(model, ModelSpec):
         return model
     if not isinstance(model, str):
