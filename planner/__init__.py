@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.report import Report, Verdict
     from planner.spec import ModelSpec
     from planner.stack import Stack
+    from planner.sweeping import sweep
     from planner.tracing import trace
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "estimate",
     "gpus",
     "models",
+    "sweep",
     "trace",
     "verdicts",
 ]
@@ -57,6 +59,7 @@ _HOME = {
     "estimate": "api",
     "gpus": "api",
     "models": "api",
+    "sweep": "sweeping",
     "trace": "tracing",
     "verdicts": "api",
 }
