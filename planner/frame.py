@@ -9,6 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -171,6 +172,25 @@ class Filtered(Frame):
         return sum(map(len, self.tables()))
 
 
+class Streamed(Frame):
+    """
+    Rows that somebody else makes.
+
+    Args:
+        make: Gives them, from the first on.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Table]]) -> None:
+        self.make = make
+
+    def tables(self) -> Iterator[Table]:
+        """The rows in order, some thousands at a time."""
+        return self.make()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tables()))
+
+
 class Kept(Frame):
     """
     Rows that are there already.
@@ -235,9 +255,9 @@ WRITERS: dict[str, Callable[[Iterable[Table], BinaryIO], None]] = {
 """By the end of the file's name."""
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
+def check_output(path: str | os.PathLike[str]) -> Path:
     """
-    Refuse a file that cannot be written, before any work is done.
+    The file that a path names; one that cannot be written is refused before any work is done.
 
     Raises:
         InvalidOutputError: It ends otherwise, or lies where nothing can be written.
@@ -246,3 +266,4 @@ def check_output(path: str | os.PathLike[str]) -> None:
     found = output_path(path, SUFFIXES)
     if found.suffix.lower() == ".parquet":
         import_extra("pyarrow")
+    return found
