@@ -98,6 +98,17 @@ class Frame(ABC):
         found: pl.DataFrame = polars.from_arrow(self.to_arrow())
         return found
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write a `.parquet`, `.csv` or `.jsonl` file, by the end of its name; however many rows there are, only some thousands are in memory.
+
+        Raises:
+            MissingExtraError: What writes it is not installed.
+            InvalidOutputError: The file cannot be written.
+        """
+        found = check_output(path)
+        write_whole(found, lambda file: WRITERS[found.suffix.lower()](self.tables(), file))
+
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """
         Write a Parquet file; however many rows there are, only some thousands are in memory.
@@ -134,7 +145,7 @@ class Frame(ABC):
         """The rows that run, a tight fit included."""
         return Filtered(self, fits)
 
-    def pareto(self, maximize: Sequence[str] = (), minimize: Sequence[str] = ("allocated_bytes",)) -> Frame:
+    def pareto(self, maximize: Sequence[str] = (), minimize: Sequence[str] = (), *, within: Sequence[str] = ()) -> Frame:
         """
         The rows that run and that no other such row beats: that is as good in every named column, and better in one. Rows without a value
         in one of them are left out. Only the best of what was read is held in memory.
@@ -142,13 +153,14 @@ class Frame(ABC):
         Args:
             maximize: Columns of numbers of which more is better, such as `batch_size` and `seq_len`.
             minimize: Columns of numbers of which less is better, such as `allocated_bytes`.
+            within: Columns that must be the same for one row to beat another, such as `model` and `gpu`.
 
         Raises:
-            InvalidRecipeError: There is no such column of numbers.
+            InvalidRecipeError: There is no such column.
         """
         best: list[Table] = []
         for table in self.tables():
-            best = [front(joined([*best, table.take(fits(table))]), tuple(maximize), tuple(minimize))]
+            best = [front(joined([*best, table.take(fits(table))]), maximize, minimize, within)]
         return Kept(best[0]) if best else self
 
 
