@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.report import Report, Verdict
     from planner.spec import ModelSpec
     from planner.stack import Stack
+    from planner.sweeping import sweep
     from planner.tracing import trace
     from planner.verification import Verification
     from planner.verifying import verify
@@ -43,6 +44,7 @@ __all__ = [
     "estimate",
     "gpus",
     "models",
+    "sweep",
     "trace",
     "verdicts",
     "verify",
@@ -62,6 +64,7 @@ _HOME = {
     "estimate": "api",
     "gpus": "api",
     "models": "api",
+    "sweep": "sweeping",
     "trace": "tracing",
     "verdicts": "api",
     "verify": "verifying",

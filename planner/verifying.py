@@ -76,7 +76,7 @@ def verify(
     """
     if type(steps) is not int or steps < 1:
         raise InvalidRecipeError(f"steps is {steps!r}; it must be a whole number from 1 on")
-    spec, versions, where = api.spec_of(model, revision), stack.detect(), _device(device)
+    spec, versions, where = api.find_spec(model, revision), stack.detect(), _device(device)
     recipe = stack.resolve(make_recipe(**knobs), versions, spec.dtype)
     card = None if where == "cpu" else _card(where)
     _check(where, ceiling, recipe)
