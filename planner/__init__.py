@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planner.ledger import Ledger
     from planner.recipe import Recipe
     from planner.report import Report, Verdict
+    from planner.solving import Frontier, Solution, solve
     from planner.spec import ModelSpec
     from planner.stack import Stack
     from planner.tracing import trace
@@ -28,11 +29,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Device",
+    "Frontier",
     "Ledger",
     "ModelSpec",
     "QplanError",
     "Recipe",
     "Report",
+    "Solution",
     "Stack",
     "Verdict",
     "__version__",
@@ -40,23 +43,27 @@ __all__ = [
     "estimate",
     "gpus",
     "models",
+    "solve",
     "trace",
     "verdicts",
 ]
 
 _HOME = {
     "Device": "device",
+    "Frontier": "solving",
     "Ledger": "ledger",
     "ModelSpec": "spec",
     "QplanError": "errors",
     "Recipe": "recipe",
     "Report": "report",
+    "Solution": "solving",
     "Stack": "stack",
     "Verdict": "report",
     "compare": "api",
     "estimate": "api",
     "gpus": "api",
     "models": "api",
+    "solve": "solving",
     "trace": "tracing",
     "verdicts": "api",
 }

@@ -105,6 +105,15 @@ class Simulation:
             self._trials[key] = self._try(CachingAllocator(usable_bytes, settings, device_bytes=total_bytes), total_bytes)
         return self._trials[key]
 
+    def runs_on(self, usable_bytes: int, total_bytes: int) -> bool:
+        """
+        Whether it runs on a card: what `on` says, for those who ask of many runs that fail; the card goes before the endless one.
+        """
+        key = (usable_bytes, total_bytes, self.settings.expandable_segments)
+        if "endless" not in self.__dict__ and key not in self._trials:
+            self._trials[key] = self._try(CachingAllocator(usable_bytes, self.settings, device_bytes=total_bytes), total_bytes)
+        return self._trials[key].runs if key in self._trials else self.on(usable_bytes, total_bytes).runs
+
     def fits(self, usable_bytes: int, total_bytes: int) -> bool:
         """Whether it runs on a card: without a replay where more is allocated at once than the card has."""
         if self.endless.allocated_bytes > usable_bytes:
