@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from planner.errors import QplanError
     from planner.ledger import Ledger
     from planner.recipe import Recipe
+    from planner.recommending import recommend
     from planner.report import Report, Verdict
     from planner.solving import Frontier, Solution, solve
     from planner.spec import ModelSpec
@@ -43,6 +44,7 @@ __all__ = [
     "estimate",
     "gpus",
     "models",
+    "recommend",
     "solve",
     "trace",
     "verdicts",
@@ -63,6 +65,7 @@ _HOME = {
     "estimate": "api",
     "gpus": "api",
     "models": "api",
+    "recommend": "recommending",
     "solve": "solving",
     "trace": "tracing",
     "verdicts": "api",
