@@ -28,6 +28,7 @@ from planner.job import Job, device_report
 from planner.recipe import Recipe, make_recipe
 from planner.report import DeviceReport, Verdict
 from planner.stack import Stack
+from planner.units import gib
 
 SCHEMA_VERSION = 1
 EFFECTIVE_BATCH = 16
@@ -40,10 +41,21 @@ _HALF = {"mixed_precision": "fp16", "compute_dtype": "fp16", "dtype": "fp16", "a
 
 
 class Trade(NamedTuple):
-    """Something that was changed from the least sparing recipe of its method: the options, and the price in words."""
+    """
+    Something that was changed for the card.
 
-    option: str
+    Attributes:
+        knobs: The knobs and their values.
+        price: What it costs, in words.
+    """
+
+    knobs: dict[str, Any]
     price: str
+
+    @property
+    def option(self) -> str:
+        """As it is typed."""
+        return advice.flags(self.knobs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +70,7 @@ class Recommendation:
         allocated_bytes: The peak of allocated blocks.
         verdict: The card's, by simulation.
         command: The `qplan estimate` command that shows it.
+        model, card, stack: What it is for.
     """
 
     knobs: dict[str, Any]
@@ -67,12 +80,13 @@ class Recommendation:
     verdict: Verdict
     command: str
     model: str
+    card: str
     stack: Stack
 
     @property
     def gives_up(self) -> bool:
         """Whether it learns less than what was asked for."""
-        return any(word.split()[0].lstrip("-").replace("-", "_") in _LEARNS_LESS for word in (t.option for t in self.trades))
+        return any(not _LEARNS_LESS.isdisjoint(trade.knobs) for trade in self.trades)
 
     def script(self, kind: str = "trl") -> str:
         """
@@ -86,13 +100,14 @@ class Recommendation:
         """
         from planner.render import script
 
-        return script.text(self, kind)
+        sizes = f"{gib(self.allocated_bytes)} allocated, {gib(self.verdict.required_bytes)} of the process"
+        return script.text(script.Planned(self.model, self.recipe, self.stack, self.card, self.command, sizes), kind)
 
     def model_dump(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {
             "command": self.command,
-            "trades": [trade._asdict() for trade in self.trades],
+            "trades": [{"option": trade.option, "price": trade.price} for trade in self.trades],
             "recipe": self.recipe.model_dump(),
             "allocated_bytes": self.allocated_bytes,
             "verdict": self.verdict._asdict(),
@@ -205,6 +220,8 @@ class _Search:
                 continue
             if len(found) == before:
                 refused[method] = "no mixture of changes makes it fit"
+            if not all(recipe.gives_up for recipe in found[before:]):  # what gives up something is for where nothing else helps
+                found[before:] = [recipe for recipe in found[before:] if not recipe.gives_up]
         return found, refused
 
     def _starts(self, method: str) -> Iterator[dict[str, Any]]:
@@ -250,12 +267,14 @@ class _Search:
         named = {name: value for name, value in knobs.items() if name in self.job.asked or value != _DEFAULTS.get(name)}
         planned = Job(self.job.spec, make_recipe(**named), self.job.stack, named)
         verdict = planned.verdict(self.device, explains=False)
-        trades = [Trade(advice.flags(change.knobs), change.price) for change in changes]
+        trades = [Trade(change.knobs, self._price(change, start)) for change in changes]
         if start["gradient_checkpointing"] and "gradient_checkpointing" not in self.job.asked:
-            trades.insert(0, Trade("--gradient-checkpointing", "about 30 % slower"))
+            trades.insert(0, Trade({"gradient_checkpointing": True}, "about 30 % slower"))
         if knobs["grad_accum"] > 1:
-            passes = f"{knobs['grad_accum']} passes a step"
-            trades.insert(0, Trade(f"--grad-accum {knobs['grad_accum']}", passes))
+            trades.insert(0, Trade({"batch_size": knobs["batch_size"], "grad_accum": knobs["grad_accum"]}, "same step, more passes"))
+        if not self.device.bf16 and any(name not in self.job.asked for name in _HALF):
+            half = {name: knobs[name] for name in _HALF if name not in self.job.asked}
+            trades.insert(0, Trade(half, "the card has no bf16 arithmetic"))
         return Recommendation(
             knobs=named,
             trades=tuple(trades),
@@ -264,8 +283,16 @@ class _Search:
             verdict=verdict,
             command=advice.command("estimate", self.job.spec.id, named, self.job.options),
             model=self.job.spec.id,
+            card=self.device.name,
             stack=self.job.stack,
         )
+
+    @staticmethod
+    def _price(change: advice.Change, start: dict[str, Any]) -> str:
+        """A length is halved as often as it takes; the rest costs what advice says."""
+        if "seq_len" in change.knobs:
+            return f"samples of {change.knobs['seq_len']:,} tokens, not {start.get('seq_len', _DEFAULTS['seq_len']):,}"
+        return change.price
 
     def _plan(self, recipe: Recipe) -> advice.Outcome:
         return Job(self.job.spec, recipe, self.job.stack).outcome(self.device)
