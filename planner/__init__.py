@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from planner.recipe import Recipe
     from planner.recommending import recommend
     from planner.report import Report, Verdict
-    from planner.solving import Frontier, Solution, solve
+    from planner.solution import Frontier, Solution
+    from planner.solving import solve
     from planner.spec import ModelSpec
     from planner.stack import Stack
     from planner.tracing import trace
@@ -52,13 +53,13 @@ __all__ = [
 
 _HOME = {
     "Device": "device",
-    "Frontier": "solving",
+    "Frontier": "solution",
     "Ledger": "ledger",
     "ModelSpec": "spec",
     "QplanError": "errors",
     "Recipe": "recipe",
     "Report": "report",
-    "Solution": "solving",
+    "Solution": "solution",
     "Stack": "stack",
     "Verdict": "report",
     "compare": "api",

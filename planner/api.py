@@ -79,7 +79,14 @@ def plan(
     What `estimate` reports on: the run, and the card that was named or found.
 
     Args:
-        model, gpu, stack, engine, revision, every_layer, progress, knobs: As for `estimate`.
+        model: As for `estimate`, and so is everything else.
+        gpu: As there.
+        stack: As there.
+        engine: As there.
+        revision: As there.
+        every_layer: As there.
+        progress: As there.
+        knobs: As there.
 
     Raises:
         QplanError: The request is wrong, or what it needs is missing.

@@ -149,6 +149,12 @@ class Recommendations:
             "refused": dict(self.refused),
         }
 
+    def model_dump_json(self, *, indent: int | None = None) -> str:
+        """`model_dump` as JSON text."""
+        import json
+
+        return json.dumps(self.model_dump(), indent=indent)
+
 
 def recommend(
     model: Model,

@@ -73,7 +73,7 @@ def fit(
     if emit is not None and found.recipes:
         _emit(found, emit, output, options.whole_number(number))
     else:
-        terminal.write([screen.as_json(found)] if json else screen.lines(found, terminal.Terminal.of(sys.stdout)))
+        terminal.write([found.model_dump_json(indent=2)] if json else screen.lines(found, terminal.Terminal.of(sys.stdout)))
     return 0 if found.recipes else 1
 
 

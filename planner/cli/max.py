@@ -61,9 +61,9 @@ def max(  # noqa: A001 - a command has the name that is typed
     Fits means what `qplan estimate` says: the run, simulated, comes to its end. Exit code 0: a value was found; 1: not even the smallest
     fits; 2: the request is wrong; 3: something it needs is missing or unreachable.
     """
+    from planner import solution as answers
     from planner import solving
-    from planner.render import terminal
-    from planner.render import solution as screen
+    from planner.render import frontier, solution, terminal
 
     names = [name.replace("-", "_") for name in vary or ("batch-size",)]
     with terminal.progress(sys.stderr) as progress:
@@ -79,9 +79,10 @@ def max(  # noqa: A001 - a command has the name that is typed
             progress=progress,
             **knobs,
         )
-        shown = [screen.as_json(found)] if json else screen.lines(found, terminal.Terminal.of(sys.stdout))
+        screen = frontier if isinstance(found, answers.Frontier) else solution
+        shown = [found.model_dump_json(indent=2)] if json else screen.lines(found, terminal.Terminal.of(sys.stdout))
     terminal.write(shown)
-    return 0 if screen.is_found(found) else 1
+    return 0 if found.is_found else 1
 
 
 def _bounds(typed: list[str] | tuple[str, ...], names: list[str]) -> dict[str, tuple[Any, ...]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from typing import TYPE_CHECKING
 
 from planner.advice import short_name
-from planner.recommending import Recommendation, Recommendations
-from planner.render.estimate import gib
+from planner.render.estimate import gib, pasteable
 from planner.render.terminal import Terminal, labelled, printable, wrap
+
+if TYPE_CHECKING:
+    from planner.recommending import Recommendation, Recommendations
 
 _LABEL = 8
 
@@ -37,25 +39,25 @@ def lines(found: Recommendations, terminal: Terminal) -> list[str]:
     return rows
 
 
-def as_json(found: Recommendations) -> str:
-    """The contract of `qplan fit --json`."""
-    return json.dumps(found.model_dump(), indent=2)
-
-
 def _recipe(number: int, found: Recommendation, terminal: Terminal) -> list[str]:
     recipe, verdict = found.recipe, found.verdict
-    words = [recipe.method, *([str(recipe.quantization)] if recipe.is_quantized else []), f"{recipe.batch_size} x {recipe.seq_len:,} tokens"]
-    words += [f"{recipe.grad_accum} passes" if recipe.grad_accum > 1 else "one pass"]
+    words = [recipe.method, *([str(recipe.quantization)] if recipe.is_quantized else [])]
+    words += [f"{recipe.batch_size} x {recipe.seq_len:,} tokens", f"{recipe.grad_accum} passes" if recipe.grad_accum > 1 else "one pass"]
     words += [f"checkpointing {'on' if recipe.gradient_checkpointing else 'off'}", str(recipe.optim)]
     spare = f"{gib(verdict.headroom_bytes)} of {gib(verdict.budget_bytes)} GiB to spare"
     rows = [terminal.paint(row, "bold") for row in wrap(f"{number}. {', '.join(words)}", terminal.width)]
     rows += [f"   {spare}, peak in {verdict.binding_phase.replace('_', ' ')}"]
     for trade in found.trades:
-        rows += wrap(f"traded {trade.option}: {trade.price}", terminal.width, 3)
-    return [*rows, *_command(found.command, terminal), ""]
+        rows += labelled("   traded", _traded(trade.option, trade.price, terminal.width - 10), 10)
+    return [*rows, *("   " + row for row in pasteable(printable(found.command), terminal.width - 3)), ""]
 
 
-def _command(command: str, terminal: Terminal) -> list[str]:
-    """A command that can be pasted: what is left of it goes on after a backslash."""
-    rows = wrap(printable(command), terminal.width - 5)
-    return [f"   {row} \\" if i + 1 < len(rows) else f"   {row}" for i, row in enumerate(rows)]
+def _traded(options: str, price: str, width: int) -> list[str]:
+    """Options and their price; no line ends inside an option."""
+    rows = [""]
+    for part in (*options.replace(" --", "\0--").split("\0"), f"({price})"):
+        if rows[-1] and len(rows[-1]) + 1 + len(part) > width:
+            rows.append(part)
+        else:
+            rows[-1] = f"{rows[-1]} {part}".lstrip()
+    return rows

@@ -72,7 +72,8 @@ def text(planned: Planned, kind: str = "trl") -> str:
     known = behaviours(planned.stack, recipe)
     if known.has_fused_head and recipe.loss == "full":
         raise InvalidRecipeError("loss is `full`, but SFTTrainer of this stack always computes it in chunks", hint="leave --loss out")
-    parts = (_head(planned), _imports(recipe), _arguments(planned), _load(recipe), _adapters(recipe), _config(recipe, known), _run(recipe, known))
+    parts = [_head(planned), _imports(recipe), _arguments(planned), _load(recipe)]
+    parts += [_adapters(recipe), _config(recipe, known), _run(recipe, known)]
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
@@ -115,7 +116,7 @@ def _arguments(planned: Planned) -> Iterator[str]:
     yield ""
     yield "def parse():"
     yield "    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)"
-    yield f"    parser.add_argument(\"--model\", default={planned.model!r})"
+    yield f'    parser.add_argument("--model", default={planned.model!r})'
     yield '    parser.add_argument("--dataset", required=True, help="a Hub id, or a file")'
     yield '    parser.add_argument("--output-dir", default="out")'
     yield '    parser.add_argument("--max-steps", type=int, default=-1, help="optimizer steps; -1 is one pass over the data")'
@@ -154,7 +155,9 @@ def _load(recipe: Recipe) -> Iterator[str]:
     yield "    model.config.use_cache = False"
     if recipe.kbit_prepare:
         yield "    return prepare_model_for_kbit_training("
-        yield f"        model, use_gradient_checkpointing={recipe.gradient_checkpointing}, gradient_checkpointing_kwargs={_reentrant(recipe)}"
+        yield "        model,"
+        yield f"        use_gradient_checkpointing={recipe.gradient_checkpointing},"
+        yield f"        gradient_checkpointing_kwargs={_reentrant(recipe)},"
         yield "    )"
     else:
         yield "    return model"
@@ -244,7 +247,7 @@ def _run(recipe: Recipe, known: Behaviours) -> Iterator[str]:
     yield "    trainer.train()"
     yield "    trainer.save_model()"
     yield "    if ON_CARD:"
-    yield '        peak, reserved = (size / 2**30 for size in (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()))'
+    yield "        peak, reserved = (size / 2**30 for size in (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()))"
     yield '        print(f"peak: {peak:.2f} GiB allocated, {reserved:.2f} GiB reserved")'
     yield ""
     yield ""

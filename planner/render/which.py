@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from planner import advice
-from planner.render.estimate import gib
+from planner.render.estimate import gib, pasteable
 from planner.render.gpus import verdict_rows
 from planner.render.terminal import Terminal, labelled, printable, wrap
 from planner.report import CardVerdict
@@ -28,7 +28,8 @@ def lines(
         model: The model's id, as it was typed.
         found: The cards that take the run, the smallest first.
         judged: All that were asked.
-        knobs, options: What was typed.
+        knobs: What was typed of the recipe.
+        options: What else was typed.
         terminal: What can be shown.
     """
     if not found:
@@ -38,11 +39,12 @@ def lines(
             f"{gib(largest.verdict.required_bytes)} that it needs"
         )
         changed = advice.command("fit", printable(model), knobs, {**options, "gpu": advice.typed_name(largest.device.name)})
-        return [*wrap(text, terminal.width), "", *labelled("next", wrap(changed, terminal.width - 7), 7)]
+        return [*wrap(text, terminal.width), "", *labelled("next", pasteable(changed, terminal.width - 7), 7)]
     best = next((card for card in found if card.verdict.outcome == "fits"), found[0])
     command = advice.command("estimate", printable(model), knobs, {**options, "gpu": advice.typed_name(best.device.name)})
     note = f"{len(found)} of {len(judged)} cards take it, one card alone. qplan gpus MODEL shows the others."
-    return [*verdict_rows(found, terminal), "", *wrap(note, terminal.width), "", *labelled("next", wrap(command, terminal.width - 7), 7)]
+    next_ = labelled("next", pasteable(command, terminal.width - 7), 7)
+    return [*verdict_rows(found, terminal), "", *wrap(note, terminal.width), "", *next_]
 
 
 def as_json(model: str, found: Sequence[CardVerdict], num_judged: int) -> str:
