@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite, sqrt
 
-_GUESSES = 8
-"""Guesses along a straight line before the search halves instead: what grows with the square takes five or six."""
+_FIRST = (8, 16)
+"""Where to look after the first value: with it they make a parabola."""
+_GUESSES = 12
+"""Guesses before the search halves instead."""
 
 
 def last_within(measure: Callable[[int], int], count: int, limit: int) -> int:
     """
     The largest index whose measure is within a limit.
 
-    Guesses along the line through the last two measurements, then halves: memory grows with a batch almost by a straight line.
+    Guesses along the parabola through three measurements, then halves: memory grows by a line or a parabola, with jumps.
 
     Args:
         measure: Of an index; it must not fall from one index to the next.
@@ -25,22 +28,31 @@ def last_within(measure: Callable[[int], int], count: int, limit: int) -> int:
     >>> last_within(lambda i: i * i, 1000, 50)
     7
     """
-    low, high = 0, count  # within; beyond, or one past the end
-    at_low = measure(0)
-    if at_low > limit:
+    known = {0: measure(0)}
+    if known[0] > limit:
         return -1
-    guesses, slope = 0, 0
-    at = 1
+    low, high = 0, count  # within; beyond, or one past the end
     while high - low > 1:
-        guesses += 1
-        if guesses > _GUESSES:
-            at = min(2 * low + 1, count - 1) if high == count else (low + high) // 2
+        at = _FIRST[len(known) - 1] if len(known) <= len(_FIRST) else _guess(known, low, high, limit)
+        if len(known) > _GUESSES:
+            at = (low + high) // 2
         at = min(max(at, low + 1), high - 1)
-        found = measure(at)
-        slope = (found - at_low) // (at - low)
-        if found <= limit:
-            low, at_low = at, found
+        known[at] = measure(at)
+        if known[at] <= limit:
+            low = at
         else:
             high = at
-        at = low + (limit - at_low) // slope if slope > 0 else count - 1 if high == count else (low + high) // 2
     return low
+
+
+def _guess(known: dict[int, int], low: int, high: int, limit: int) -> int:
+    """Where the parabola through the three measurements nearest to the limit meets it; the middle where it does not."""
+    x, y, z = sorted(sorted(known, key=lambda index: abs(known[index] - limit))[:3])
+    slope = (known[y] - known[x]) / (y - x)
+    bend = ((known[z] - known[y]) / (z - y) - slope) / (z - x)
+    # known[x] + slope (i - x) + bend (i - x) (i - y) = limit, with j = i - x
+    linear, missing = slope - bend * (y - x), limit - known[x]
+    if linear <= 0 or linear * linear + 4 * bend * missing < 0:
+        return high - 1 if high not in known else (low + high) // 2
+    found = x + 2 * missing / (linear + sqrt(linear * linear + 4 * bend * missing))
+    return int(found) if isfinite(found) and found < 1 << 62 else high - 1

@@ -23,8 +23,8 @@ def test_it_is_what_a_look_at_every_value_finds(steps, limit):
 
 @pytest.mark.parametrize(
     ("measure", "most"),
-    [(lambda i: 7 * i + 10**10, 6), (lambda i: 3 * i * i + 5 * i, 14), (lambda i: 10**9 if i < 2 else 10**9 + i, 6), (lambda i: 4, 3)],
-    ids=["a line", "a parabola", "a jump, then a line", "the same for all"],
+    [(lambda i: 7 * i + 10**10, 6), (lambda i: 3 * i * i + 5 * i, 6), (lambda i: 5 * i + 10**9 * (i > 4000), 8), (lambda i: 4, 5)],
+    ids=["a line", "a parabola", "lines with a jump between", "the same for all"],
 )
 def test_it_takes_a_handful_of_measurements(measure, most):
     """Of a million values of what memory does: it grows by a line or a parabola."""
