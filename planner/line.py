@@ -2,8 +2,8 @@
 One knob of one run on one card: its values in a row, which of them run, and the last that does.
 
 Why no larger value can run: what a step needs at once (`Line.need_bytes`) is never more than what the allocator holds then, so a value
-whose need is beyond the card fails whatever the allocator does. Needs rise with a knob, and the last within the card is found in a few
-estimates. What the allocator reserves does not rise so: which cached block a tensor lands in changes with its size, and of two lengths
+whose need is beyond the card fails whatever the allocator does. Needs rise with a knob from the second value on (a single token takes
+another way through a fused head), and the last within the card is found in a few estimates; `tests/test_line.py` holds both. What the allocator reserves does not rise so: which cached block a tensor lands in changes with its size, and of two lengths
 the longer one can run where the shorter fails. So between there and the answer every single value is simulated, from the top down.
 """
 
@@ -18,7 +18,7 @@ from planner.accuracy import accuracy_of
 from planner.bracket import last_within
 from planner.device import Device
 from planner.job import Job
-from planner.ledger import Phase
+from planner.ledger import Category, Phase
 from planner.report import Verdict
 from planner.units import MIB
 
@@ -82,12 +82,20 @@ class Line:
         """
         What the steps of the index-th value hold at once at least, wherever the allocator puts it.
 
-        Loading is left out: it is the same for every value that is told apart here by its batch, and is simulated anyhow.
+        Loading is left out: it does not hang on a batch, and is simulated anyhow. Of a rank's optimizer states only what never shrinks
+        with it is counted: a tensor's states turn to 8 bits at 4,096 elements, and are paged where they are large.
         """
-        ledger = self.at(index).analysis(self.device).ledger
+        job = self.at(index)
+        found = job.analysis(self.device)
+        ledger = found.ledger
         steps = max(size for phase, (size, _) in ledger.highs.items() if phase is not Phase.PREPARE)
         rows = ledger.rows
         remainders = sum(size for name, size in zip(rows.names, rows.sizes, strict=True) if name.startswith("remainders"))
+        optim = str(job.resolved.optim)
+        if self.knob == "rank" and ("paged" in optim or "8bit" in optim):
+            states = zip(rows.categories, rows.sizes, strict=True)
+            steps -= sum(size for category, size in states if category is Category.OPTIMIZER_STATE)
+            steps += 0 if "paged" in optim else found.num_trainable_parameters
         return steps - remainders - _SLACK
 
     def runs(self, index: int) -> bool:
@@ -103,7 +111,7 @@ class Line:
     @cached_property
     def last_that_runs(self) -> int | None:
         """The index of the largest value that runs; None where none does."""
-        return self._last(self.runs, last_within(self.need_bytes, len(self.values), verdicts.usable_bytes(self.device)))
+        return self._last(self.runs, self._last_within(self.need_bytes, len(self.values)))
 
     @cached_property
     def last_that_fits(self) -> int | None:
@@ -116,8 +124,13 @@ class Line:
             need = max(self.need_bytes(index), 0)
             return need + accuracy.error_bytes(need, context.error_bytes)
 
-        last = last_within(with_error, self.last_that_runs + 1, verdicts.usable_bytes(self.device))
-        return self._last(self.fits, last)
+        return self._last(self.fits, self._last_within(with_error, self.last_that_runs + 1))
+
+    def _last_within(self, measure: Callable[[int], int], count: int) -> int:
+        """The last of so many values whose measure leaves room on the card; -1 where none does. The first may measure more than others."""
+        usable = verdicts.usable_bytes(self.device)
+        last = 1 + last_within(lambda index: measure(index + 1), count - 1, usable) if count > 1 else 0
+        return last if last or measure(0) <= usable else -1
 
     def _last(self, holds: Callable[[int], bool], index: int) -> int | None:
         """From an index down, the first for which it holds."""
