@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from planner.errors import QplanError
     from planner.ledger import Ledger
     from planner.recipe import Recipe
+    from planner.render.breakdown import bars
     from planner.report import Report, Verdict
     from planner.spec import ModelSpec
     from planner.stack import Stack
@@ -36,6 +37,7 @@ __all__ = [
     "Stack",
     "Verdict",
     "__version__",
+    "bars",
     "compare",
     "estimate",
     "gpus",
@@ -53,6 +55,7 @@ _HOME = {
     "Report": "report",
     "Stack": "stack",
     "Verdict": "report",
+    "bars": "render.breakdown",
     "compare": "api",
     "estimate": "api",
     "gpus": "api",

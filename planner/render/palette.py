@@ -24,3 +24,9 @@ COLOURS: dict[Category, str] = {
 def label(category: Category) -> str:
     """A category for people."""
     return category.value.replace("_", " ")
+
+
+OUTCOMES = {"fits": "#2f7ebc", "tight": "#f2c14e", "does_not_fit": "#b3402e"}
+"""Blue, yellow and red: verdicts that are told apart without seeing red and green; a word or a number always stands beside them."""
+RESERVE = "#d9d9d9"
+"""What a process holds beyond its tensors: what the allocator keeps, and the CUDA context."""
