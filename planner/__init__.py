@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from planner.report import Report, Verdict
     from planner.spec import ModelSpec
     from planner.stack import Stack
+    from planner.sweeping import sweep
     from planner.tracing import trace
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "estimate",
     "gpus",
     "models",
+    "sweep",
     "trace",
     "verdicts",
 ]
@@ -60,6 +62,7 @@ _HOME = {
     "estimate": "api",
     "gpus": "api",
     "models": "api",
+    "sweep": "sweeping",
     "trace": "tracing",
     "verdicts": "api",
 }

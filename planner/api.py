@@ -176,6 +176,26 @@ def _parsed_stack(text: str) -> Stack:
     return stacks.parse_stack(text)
 
 
+def find_spec(model: Model, revision: str | None = None) -> ModelSpec:
+    """
+    The checkpoint that `estimate` would plan.
+
+    Raises:
+        QplanError: There is no such model, or none that can be planned.
+    """
+    return _spec(model, revision)
+
+
+def find_stack(stack: str | Stack) -> Stack:
+    """
+    The library versions that `estimate` would plan for.
+
+    Raises:
+        UnknownStackError: They cannot be read.
+    """
+    return _stack(stack)
+
+
 def _device(gpu: str | Device | None) -> Device | None:
     if gpu is None:
         return catalog.local_device()

@@ -53,7 +53,7 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         UnsupportedRecipeError: The real stack would refuse the recipe on this model.
     """
     capability = device.compute_capability if device else DEFAULT_CAPABILITY
-    base = _foundation(spec, recipe, stack)
+    base = foundation_of(spec, recipe, stack)
     known, preparation, resting = base.known, base.preparation, base.resting
     kernels = kernels_of(preparation, recipe, capability)
     steps, spans = base.layouts(recipe, kernels).steps(recipe)
@@ -152,7 +152,20 @@ def _values(recipe: Recipe, leave_out: frozenset[str] = frozenset()) -> tuple[ob
     )
 
 
-def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
+def foundation_of(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
+    """
+    What of a run hangs neither on the batch nor on the card.
+
+    Args:
+        spec: The checkpoint.
+        recipe: A resolved recipe.
+        stack: The library versions.
+
+    Raises:
+        UnsupportedModelError: The closed form does not know the family's step.
+        UnsupportedRecipeError: The real stack would refuse the recipe on this model.
+    """
+
     def make() -> _Foundation:
         known = behaviours(stack, recipe)
         preparation = prepare(spec, recipe, known)

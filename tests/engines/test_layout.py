@@ -10,7 +10,7 @@ from planner import stack as stacks
 from planner.api import estimate
 from planner.architecture import build_spec
 from planner.catalog import find_checkpoint
-from planner.engines.analytic import _foundation
+from planner.engines.analytic import foundation_of
 from planner.engines.layout import Layouts
 from planner.engines.modules import kernels_of
 from planner.engines.step import run_step
@@ -45,7 +45,7 @@ def test_a_recorded_step_equals_one_that_is_run(model: str, knobs: dict[str, obj
     for _ in range(12):
         batch, length = draw.choice((1, 1, 2, 3, 7)), draw.choice((1, 3, 100, 512, 1000, 1536, 2048, 4096, 5000, 9000))
         recipe = stacks.resolve(make_recipe(batch_size=batch, seq_len=length, **knobs), stack, spec.dtype)
-        base = _foundation(spec, recipe, stack)
+        base = foundation_of(spec, recipe, stack)
         kernels = kernels_of(base.preparation, recipe, (8, 0))
 
         def run(recipe, base=base, kernels=kernels):

@@ -1,0 +1,176 @@
+"""`sweep`: a grid over models, cards and anything in a recipe, as rows by column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from planner import api, catalog
+from planner.device import Device
+from planner.errors import InvalidRecipeError
+from planner.frame import Frame
+from planner.grid import Grid, make_axes
+from planner.spec import ModelSpec
+from planner.stack import Stack
+from planner.table import Table, joined
+
+CHUNK = 1 << 16
+"""Rows that are computed, and held, at a time."""
+_MOST_KEPT = 1 << 21
+"""Rows of a sweep that are kept once they are computed; those of larger ones are computed again by each reader."""
+SIMULATE = ("auto", "all", "none")
+
+Model = str | Mapping[str, Any] | ModelSpec
+
+
+class Sweep(Frame):
+    """
+    The rows of a grid, computed while they are read and in the order of the grid.
+
+    Attributes:
+        grid: Its points.
+        engine: `analytic` or `traced`.
+        simulate: How verdicts are found: `auto`, `all` or `none`.
+        progress: Is told how many rows are done, and of how many.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        engine: str = "analytic",
+        simulate: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.grid, self.engine, self.simulate, self.progress = grid, engine, simulate, progress
+        self._kept: list[Table] = []
+        self._is_whole = False
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    def __repr__(self) -> str:
+        axes = " x ".join(f"{len(values)} {name}" for name, values in self.axes.items()) or "1 point"
+        return f"<Sweep of {len(self):,} rows: {axes}>"
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """What varies, the slowest first: `model` and `gpu` by name where there are several, then the knobs."""
+        found: dict[str, tuple[Any, ...]] = {}
+        if len(self.grid.models) > 1:
+            found["model"] = tuple(spec.id for spec in self.grid.models)
+        if len(self.grid.gpus) > 1:
+            found["gpu"] = tuple(device.name for device in self.grid.gpus if device is not None)
+        return found | {axis.name: tuple(axis.values) for axis in self.grid.axes}
+
+    def tables(self) -> Iterator[Table]:
+        """The rows in order, some thousands at a time."""
+        if self._is_whole:
+            yield from self._kept
+            return
+        kept: list[Table] = []
+        done = 0
+        for table in gathered(self._units()):
+            if len(self) <= _MOST_KEPT:
+                kept.append(table)
+            done += len(table)
+            if self.progress is not None:
+                self.progress(done, len(self))
+            yield table
+        self._kept, self._is_whole = kept, len(self) <= _MOST_KEPT
+
+    def _units(self) -> Iterator[Table]:
+        return (self._computer.table(unit) for unit in self.grid.units(CHUNK))
+
+    @cached_property
+    def _computer(self) -> Any:
+        from planner.points import Analytic
+
+        return Analytic(self.grid, self.simulate)
+
+
+def sweep(
+    models: Model | Sequence[Model],
+    *,
+    gpu: str | Device | Sequence[str | Device] | None = None,
+    stack: str | Stack = "auto",
+    engine: str = "analytic",
+    simulate: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    **axes: Any,
+) -> Sweep:
+    """
+    A grid over models, cards and the knobs of a recipe: one row for each combination, computed when it is read.
+
+    A knob that is given as a range, a list or another iterable varies; any other value holds for all rows. The model changes slowest, then
+    the card, then the knobs as they are named. Each row has the columns `model`, `gpu` (where cards are named), the knobs that vary under
+    their own names, and
+
+    - `allocated_bytes`, `phase`: the peak, to the byte what `estimate` says;
+    - `outcome`: its verdict: `fits`, `tight` or `does_not_fit`;
+    - `simulated`: whether the allocator was run to find it; then `reserved_bytes`, `process_bytes` and `headroom_bytes` are what `estimate`
+      says too, else they are null: no reserve is guessed;
+    - `error`: why the real stack would refuse the row; then nothing else is there.
+
+    Args:
+        models: As for `estimate`, one or several.
+        gpu: A card's name or size, several, or None for the local one. Without a card there is no outcome.
+        stack: As for `estimate`.
+        engine: `analytic`.
+        simulate: `auto`: the allocator is run where bounds on what it reserves leave the outcome open (`planner.deciding` says which
+            bounds, and why); the outcome is that of `estimate`. `all`: it is run for every row. `none`: for no row, and the outcome is the
+            outlook of a usual reserve.
+        progress: Is told how many rows are done, and of how many.
+        axes: Fields of `Recipe`, each one value or several.
+
+    Raises:
+        QplanError: The request is wrong as a whole: no such model, card or knob, or a value that a knob cannot have.
+
+    >>> found = sweep("meta-llama/Llama-2-7b-hf", gpu="rtx 4090", batch_size=range(1, 5), seq_len=[1024, 2048])
+    >>> len(found), list(found.axes)
+    (8, ['batch_size', 'seq_len'])
+    >>> [row["outcome"] for row in found.rows()]
+    ['fits', 'fits', 'fits', 'fits', 'fits', 'fits', 'fits', 'tight']
+    """
+    if engine != "analytic":
+        raise InvalidRecipeError(f"engine is `{engine}`; it must be analytic or traced", hint="pass engine='analytic'")
+    if simulate not in SIMULATE:
+        raise InvalidRecipeError(f"simulate is `{simulate}`; it must be one of {', '.join(SIMULATE)}")
+    return Sweep(make_grid(models, gpu, stack, axes), engine, simulate, progress)
+
+
+def make_grid(
+    models: Model | Sequence[Model], gpu: str | Device | Sequence[str | Device] | None, stack: str | Stack, knobs: Mapping[str, Any]
+) -> Grid:
+    """
+    The points of a sweep.
+
+    Raises:
+        QplanError: As `sweep`.
+    """
+    varied, fixed = make_axes(knobs)
+    named = [models] if isinstance(models, (str, Mapping, ModelSpec)) else list(models)
+    if not named:
+        raise InvalidRecipeError("models is empty; a sweep needs at least one", hint="qplan models lists what is bundled")
+    return Grid(tuple(api.find_spec(model) for model in named), _devices(gpu), varied, fixed, api.find_stack(stack))
+
+
+def _devices(gpu: str | Device | Iterable[str | Device] | None) -> tuple[Device | None, ...]:
+    if gpu is None:
+        return (catalog.local_device(),)
+    named = [gpu] if isinstance(gpu, (str, Device)) else list(gpu)
+    if not named:
+        raise InvalidRecipeError("gpu is an axis without values", hint='pass gpu=["t4", "80GiB"], or leave it out')
+    return tuple(catalog.find_device(one) if isinstance(one, str) else one for one in named)
+
+
+def gathered(tables: Iterable[Table]) -> Iterator[Table]:
+    """Small tables that follow each other as one, up to `CHUNK` rows."""
+    held: list[Table] = []
+    for table in tables:
+        if held and sum(map(len, held)) + len(table) > CHUNK:
+            yield joined(held)
+            held = []
+        held.append(table)
+    if held:
+        yield joined(held)
