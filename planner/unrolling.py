@@ -6,6 +6,7 @@ What an allocator does hangs on every single event and on their order, so nothin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -53,7 +54,12 @@ def unroll_events(history: History) -> Unrolled:
     Raises:
         NotRepeatable: As `unroll_history`.
     """
-    return Unrolled(history)
+    shape = history.shape or history
+    if shape.unrolled is None:
+        shape.unrolled = Unrolled(shape)
+    found: Unrolled = shape.unrolled
+    return found if history is shape else found.resized(history)
+
 
 
 class _Pass(NamedTuple):
@@ -118,8 +124,20 @@ class Unrolled:
         self.passes = _passes(history)
         self.twins = self._find_twins()  # of each storage of the last instance: the second's that plays its part
         self.lasts = {second: last for last, second in self.twins.items()}
-        self.sizes = history.sizes + [history.sizes[i] for i in self.second] * (self.end - 2)
+        self.sizes = self._all_sizes(history)
         self._run()
+
+    def resized(self, history: History) -> Unrolled:
+        """The same events of a history in other sizes."""
+        found = copy.copy(self)
+        found.history, found.sizes = history, self._all_sizes(history)
+        return found
+
+    def _all_sizes(self, history: History) -> list[int]:
+        """A size for every storage of every instance."""
+        if history.repeat <= _HELD:
+            return history.sizes
+        return history.sizes + [history.sizes[i] for i in self.second] * (self.end - 2)
 
     def origin(self, storage: int) -> int:
         """The storage of the given history that it is, or that it is a copy of."""

@@ -143,7 +143,7 @@ class Course:
 
     def _run(self, grad_accum: int, *, leaves_out: bool) -> _InOrder:
         """A step on a tape of its own; with accumulation, one that finds gradients."""
-        recipe = self.recipe.model_copy(update={"grad_accum": grad_accum})
+        recipe = self.recipe.unchecked(grad_accum=grad_accum)
         step = _InOrder(self.decoder, self.preparation, recipe, self.known, self.kernels)
         step.leaves_out = leaves_out
         step.run(self.resting)

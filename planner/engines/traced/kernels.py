@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere
 
 from planner.dtypes import DType
+from planner.engines.running.books import Rule
 from planner.engines.traced.ghosts import NAME, Ghost
-from planner.engines.traced.recorder import Recorder, Rule
+from planner.engines.traced.recorder import Recorder
 from planner.formulas.workspace import Attention, cublas_workspace, efficient_backward, flash_backward
 
 _aten = torch.ops.aten

@@ -20,11 +20,11 @@ from unittest import mock
 
 import bitsandbytes
 import torch
-from bitsandbytes import _ops, cextension
+from bitsandbytes import cextension
 
+from planner.engines.running.books import Rule
 from planner.engines.traced.ghosts import META, Ghost
-from planner.engines.traced.recorder import Recorder, Rule
-from planner.ledger import Category
+from planner.engines.traced.recorder import Recorder
 
 
 class _NoKernels:
@@ -58,6 +58,8 @@ def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
 
         return keep
 
+    from bitsandbytes import _ops
+
     path = Path(bitsandbytes.__file__).parent / "backends" / name / "ops.py"
     spec = importlib.util.spec_from_file_location(f"bitsandbytes.backends.{name}._traced", path)
     assert spec is not None
@@ -82,6 +84,8 @@ def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
 
 def rules() -> dict[Any, Rule]:
     """bitsandbytes' operations as its CUDA backend runs them; each card anew, since that backend remembers the first one it saw."""
+    if importlib.util.find_spec("bitsandbytes._ops") is None:  # before 0.46 its functions are no operations: they are seen as they run
+        return {}
     general, _ = _backend("default")
     cuda, module = _backend("cuda")
     for function in vars(module).values():
@@ -145,13 +149,6 @@ def parameters() -> Iterator[None]:
         for base, make in ((bnb.nn.Params4bit, _make_four_bit), (bnb.nn.Int8Params, _make_int8)):
             stack.enter_context(mock.patch.object(base, "__new__", _Constructor(base, make)))
         yield
-
-
-def name_map(recorder: Recorder) -> None:
-    """Say what the map is that all doubly quantised weights share."""
-    found = bitsandbytes.functional.name2qmap.get("dynamic")
-    if isinstance(found, Ghost):
-        recorder.hold_by_name(found, "shared dynamic map", "bitsandbytes", Category.QUANT_STATE, None)
 
 
 class _Constructor:

@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from planner.device import Device
-from planner.engines.traced import autocast, building, flash, ghosts, kernels, quantized
-from planner.engines.traced.accumulation import Accumulation
-from planner.engines.traced.blueprint import draw, quiet
+from planner.engines.running import building
+from planner.engines.running.accumulation import Accumulation
+from planner.engines.running.blueprint import draw, quiet
+from planner.engines.running.training import Training
+from planner.engines.traced import autocast, flash, ghosts, kernels, quantized
 from planner.engines.traced.recorder import Recorder
-from planner.engines.traced.training import Training
 from planner.errors import QplanError, UnsupportedModelError
 from planner.formulas.four_bit_kernel import MULTIPROCESSORS
 from planner.history import History
@@ -66,6 +68,7 @@ def recording(capability: tuple[int, int]) -> Iterator[Recorder]:
         workspaces = kernels.Workspaces()
         recorder.after = {**dict.fromkeys(kernels.PRODUCTS, workspaces), **kernels.SCRATCH}
         stack.enter_context(recorder)
+        stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", recorder.flush))
         stack.enter_context(recorder.in_modules())
         stack.enter_context(autocast.cuda_autocast())
         stack.enter_context(quantized.parameters())

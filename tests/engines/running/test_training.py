@@ -18,10 +18,10 @@ from tests.engines.traced.runs import books, installed, planned, traced
 
 torch = pytest.importorskip("torch")
 
-from planner.engines.traced.blueprint import draw  # noqa: E402
-from planner.engines.traced.building import build  # noqa: E402
+from planner.engines.running.blueprint import draw  # noqa: E402
+from planner.engines.running.building import build  # noqa: E402
+from planner.engines.running.training import Training  # noqa: E402
 from planner.engines.traced.run import recording  # noqa: E402
-from planner.engines.traced.training import Training  # noqa: E402
 
 RANK = 2048
 """Large enough for every rule of bitsandbytes: 8-bit states from 4,096 elements on, paged ones from 100,000."""

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("transformers")
 
-from planner.engines.traced.layers import Instances  # noqa: E402
-from planner.engines.traced.tensors import name_gradients, name_model, name_states  # noqa: E402
+from planner.engines.running.layers import Instances  # noqa: E402
+from planner.engines.running.tensors import name_gradients, name_model, name_states  # noqa: E402
 
 C = Category
 

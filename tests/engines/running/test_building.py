@@ -16,8 +16,8 @@ from tests.engines.traced.runs import installed, planned, traced
 
 torch = pytest.importorskip("torch")
 
-from planner.engines.traced.blueprint import draw  # noqa: E402
-from planner.engines.traced.building import Building, build  # noqa: E402
+from planner.engines.running.blueprint import draw  # noqa: E402
+from planner.engines.running.building import Building, build  # noqa: E402
 from planner.engines.traced.run import recording  # noqa: E402
 from tests import real_models  # noqa: E402
 

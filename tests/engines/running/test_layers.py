@@ -13,8 +13,8 @@ from tests.engines.traced.runs import highs, planned, reserved, sequence, traced
 
 torch = pytest.importorskip("torch")
 
-from planner.engines.traced.blueprint import Blueprint, draw  # noqa: E402
-from planner.engines.traced.layers import NOTHING, Instances, Stack, find_stack, kept, shortened  # noqa: E402
+from planner.engines.running.blueprint import Blueprint, draw  # noqa: E402
+from planner.engines.running.layers import NOTHING, Instances, Stack, find_stack, kept, shortened  # noqa: E402
 
 WORST = 0.0015
 """
@@ -70,7 +70,7 @@ def test_every_layer_on_request() -> None:
 
 def test_layers_are_told_apart_by_what_they_do() -> None:
     """By their modules, shapes and switches, and not by their number."""
-    from planner.engines.traced.blueprint import skeleton
+    from planner.engines.running.blueprint import skeleton
 
     kinds = {}
     for model, layers in (("llama", 4), ("gemma3_text", 12), ("deepseek_v3", 4)):

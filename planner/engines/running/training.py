@@ -10,17 +10,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
 
-from planner.engines.traced.blueprint import DTYPES
-from planner.engines.traced.building import Building
-from planner.engines.traced.ghosts import Ghost
-from planner.engines.traced.layers import Instances
-from planner.engines.traced.recorder import Recorder
-from planner.engines.traced.tensors import name_gradients, name_states
+from planner.engines.running.blueprint import DTYPES
+from planner.engines.running.books import Books
+from planner.engines.running.building import Building
+from planner.engines.running.layers import Instances
+from planner.engines.running.tensors import name_gradients, name_states
 from planner.ledger import Category, Phase
 from planner.recipe import Recipe
 from planner.stack import Behaviours
@@ -34,7 +32,7 @@ class Training:
         building: The model.
         recipe: The resolved recipe.
         known: Facts of the installed stack.
-        recorder: The active recorder.
+        books: The active books.
         instances: Which layers are which instance.
 
     Attributes:
@@ -42,9 +40,9 @@ class Training:
     """
 
     def __init__(
-        self, building: Building, recipe: Recipe, known: Behaviours, recorder: Recorder, instances: Instances | None
+        self, building: Building, recipe: Recipe, known: Behaviours, books: Books, instances: Instances | None
     ) -> None:
-        self.building, self.recipe, self.known, self.recorder, self.instances = building, recipe, known, recorder, instances
+        self.building, self.recipe, self.known, self.books, self.instances = building, recipe, known, books, instances
         self.model = building.model
         self.autocast = None if recipe.mixed_precision == "no" else DTYPES[recipe.mixed_precision]
         self.optimizer = self._optimizer()
@@ -83,10 +81,10 @@ class Training:
         """Bytes of optimizer state in CUDA managed memory, of the whole model."""
         names = {id(p): name for name, p in self.model.named_parameters()}
         return sum(
-            self._times(names[id(p)]) * x.meta.untyped_storage().nbytes()
+            self._times(names[id(p)]) * x.untyped_storage().nbytes()
             for p, state in self.optimizer.state.items()
             for x in state.values()
-            if isinstance(x, Ghost) and x.on_host
+            if getattr(x, "is_paged", False)
         )
 
     @property
@@ -114,60 +112,60 @@ class Training:
 
     def step(self) -> None:
         """One optimizer step: its micro-batches, clipping, the update, and the end of the gradients."""
-        recorder, recipe = self.recorder, self.recipe
+        books, recipe = self.books, self.recipe
         outputs: list[Any] = []
         for _ in range(recipe.grad_accum):
-            with recorder.during(Phase.FORWARD):
+            with books.during(Phase.FORWARD):
                 outputs.clear()
                 batch = self._batch()
                 loss, output = self._forward(batch)
                 outputs.append(output)
                 del output
-            with recorder.during(Phase.BACKWARD), _no_inheritance(recorder):
+            with books.during(Phase.BACKWARD), _no_inheritance(books):
                 if recipe.grad_accum > 1 and recipe.entry_point != "loop":
                     loss = loss / recipe.grad_accum
                 loss.backward()
-                recorder.enter(None)
+                books.enter(None)
                 del loss
                 if recipe.entry_point == "loop":
                     outputs.append(batch)
                 del batch
-            name_gradients(self.model, recorder, self.instances)
-        with recorder.during(Phase.OPTIMIZER_STEP), mock.patch("bitsandbytes.functional.get_paged", _paged):
+            name_gradients(self.model, books, self.instances)
+        with books.during(Phase.OPTIMIZER_STEP), books.updating():
             if recipe.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], recipe.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             outputs.clear()
-        name_states(self.optimizer, [self.model], recorder, self.instances)
+        name_states(self.optimizer, [self.model], books, self.instances)
 
     def _batch(self) -> dict[str, Any]:
         """Token ids, labels and, where there is padding, a mask, moved to the card."""
         recipe = self.recipe
         shape = (recipe.batch_size, recipe.seq_len)
-        with self.recorder.meaning(Category.INPUT):
-            ids = torch.zeros(shape, dtype=torch.int64)
-            batch = {"input_ids": ids.to("cuda"), "labels": ids.to("cuda")}
+        device = self.books.device
+        with self.books.meaning(Category.INPUT):
+            batch = {"input_ids": self.books.tokens(shape).to(device), "labels": self.books.tokens(shape).to(device)}
             if recipe.padding:
                 mask = torch.ones(shape, dtype=torch.int64)
                 mask[:, -1] = 0  # one token short of full: as much memory, and no path that skips the mask
-                batch["attention_mask"] = mask.to("cuda")
+                batch["attention_mask"] = mask.to(device)
             elif not recipe.packing:
-                batch["attention_mask"] = torch.ones(shape, dtype=torch.int64).to("cuda")
+                batch["attention_mask"] = torch.ones(shape, dtype=torch.int64).to(device)
         return batch
 
     def _forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """The loss, and the output where the entry point keeps it alive."""
         recipe, known = self.recipe, self.known
-        context = torch.autocast("cuda", self.autocast) if self.autocast else nullcontext()
-        with _no_inheritance(self.recorder), context:
+        context = torch.autocast(self.books.device, self.autocast) if self.autocast else nullcontext()
+        with _no_inheritance(self.books), context:
             if recipe.loss == "chunked":
                 output = self.model(**batch, fused_lm_head=True)
                 return self._fused_loss(output), None
             output = self.model(**batch)
         loss = output.loss
         if self.autocast and known.outputs_to_fp32:
-            with self.recorder.meaning(Category.LOGITS):
+            with self.books.meaning(Category.LOGITS):
                 output = _to_fp32(output)
         return loss, output if known.output_alive_in_backward else None
 
@@ -181,7 +179,7 @@ class Training:
     def evaluate(self) -> None:
         """One batch, without gradients."""
         self.model.eval()
-        with self.recorder.during(Phase.EVALUATION), torch.no_grad():
+        with self.books.during(Phase.EVALUATION), torch.no_grad():
             batch = self._batch()
             loss, output = self._forward(batch)
             del loss, output, batch
@@ -189,7 +187,7 @@ class Training:
 
     def save(self) -> None:
         """What is trained is copied to the host, tensor by tensor."""
-        with self.recorder.during(Phase.SAVE):
+        with self.books.during(Phase.SAVE):
             for p in self.building.trainable.values():
                 p.detach().to("cpu")
 
@@ -197,24 +195,17 @@ class Training:
         return self.instances.of_name(name) if self.instances else None
 
 
-def _paged(*shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> Ghost:
-    """bitsandbytes' managed memory, which is not the caching allocator's."""
-    made = Ghost(torch.empty(shape, dtype=dtype, device="meta"), on_host=True)
-    made.is_paged, made.page_deviceid = True, 0
-    return made
-
-
 class _no_inheritance:  # noqa: N801 - a context manager
     """Inside, what is born outside the layers belongs to nobody."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(self, books: Books) -> None:
+        self.books = books
 
     def __enter__(self) -> None:
-        self.before, self.recorder.inherits = self.recorder.inherits, False
+        self.before, self.books.inherits = self.books.inherits, False
 
     def __exit__(self, *_: object) -> None:
-        self.recorder.inherits = self.before
+        self.books.inherits = self.before
 
 
 def _to_fp32(output: Any) -> Any:

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import bitsandbytes
 import torch
 from torch import nn
 
-from planner.engines.traced.layers import Instances
-from planner.engines.traced.recorder import Recorder
+from planner.engines.running.books import Books
+from planner.engines.running.layers import Instances
 from planner.ledger import Category
 
 
-def name_model(model: nn.Module, recorder: Recorder, instances: Instances | None = None) -> None:
+def name_model(model: nn.Module, books: Books, instances: Instances | None = None) -> None:
     """Say what every tensor is that a model holds."""
 
     def hold(x: Any, name: str, category: Category) -> None:
         if isinstance(x, torch.Tensor):
-            recorder.hold_by_name(x, name, path, category, _owner(path, instances))
+            books.hold_by_name(x, name, path, category, _owner(path, instances))
 
     for path, module in model.named_modules():
-        recorder.paths[id(module)] = path
+        books.paths[id(module)] = path
         is_added = "lora_" in path or "modules_to_save" in path
         for name, buffer in module.named_buffers(recurse=False):
             hold(buffer, name, Category.BUFFER)
@@ -30,6 +31,13 @@ def name_model(model: nn.Module, recorder: Recorder, instances: Instances | None
             for part, statistic in _statistics(getattr(param, "quant_state", None)):
                 hold(statistic, f"{name}.{part}", Category.QUANT_STATE)
             hold(getattr(param, "SCB", None), f"{name}.SCB", Category.QUANT_STATE)
+
+
+def name_map(books: Books) -> None:
+    """Say what the map is that all doubly quantised weights share."""
+    found = bitsandbytes.functional.name2qmap.get("dynamic")
+    if isinstance(found, torch.Tensor):
+        books.hold_by_name(found, "shared dynamic map", "bitsandbytes", Category.QUANT_STATE, None)
 
 
 def _statistics(state: Any) -> Iterator[tuple[str, Any]]:
@@ -42,16 +50,16 @@ def _statistics(state: Any) -> Iterator[tuple[str, Any]]:
             yield f"quant_state.state2.{part}", getattr(nested, part, None)
 
 
-def name_gradients(model: nn.Module, recorder: Recorder, instances: Instances | None = None) -> None:
+def name_gradients(model: nn.Module, books: Books, instances: Instances | None = None) -> None:
     """Say which tensors are a model's gradients."""
     for name, p in model.named_parameters():
         if p.grad is not None:
             path, _, leaf = name.rpartition(".")
-            recorder.hold_by_name(p.grad, f"gradient of {leaf}", path, Category.GRADIENT, _owner(name, instances))
+            books.hold_by_name(p.grad, f"gradient of {leaf}", path, Category.GRADIENT, _owner(name, instances))
 
 
 def name_states(
-    optimizer: torch.optim.Optimizer, models: Iterable[nn.Module], recorder: Recorder, instances: Instances | None = None
+    optimizer: torch.optim.Optimizer, models: Iterable[nn.Module], books: Books, instances: Instances | None = None
 ) -> None:
     """Say which tensors are an optimizer's states; tables that bitsandbytes shares among parameters belong to no layer."""
     names = {id(p): name for model in models for name, p in model.named_parameters()}
@@ -63,7 +71,7 @@ def name_states(
                 is_shared = key.startswith("qmap")
                 owner = None if is_shared else _owner(name, instances)
                 where, what = ("", key) if is_shared else (path, f"{key} of {leaf}")
-                recorder.hold_by_name(value, what, where, Category.OPTIMIZER_STATE, owner)
+                books.hold_by_name(value, what, where, Category.OPTIMIZER_STATE, owner)
 
 
 def _owner(name: str, instances: Instances | None) -> int | None:

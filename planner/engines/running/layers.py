@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from planner.engines.traced.recorder import Recorder
+from planner.engines.running.books import Books
 from planner.repetition import Repetition, repetition
 
 
@@ -132,9 +132,9 @@ class Instances:
         return f"{path[: match.start(1)]}{int(match[1]) + (count - 3) * period}{path[match.end(1) :]}"
 
     @contextmanager
-    def watched(self, layers: nn.ModuleList, recorder: Recorder) -> Iterator[None]:
+    def watched(self, layers: nn.ModuleList, books: Books) -> Iterator[None]:
         """
-        Inside, the recorder is told when an instance begins and ends, in forward and in backward.
+        Inside, the books are told when an instance begins and ends, in forward and in backward.
 
         A layer is watched from outside its checkpoint: what is run again in backward belongs to the instance that backward is in.
         """
@@ -147,11 +147,11 @@ class Instances:
             if number is None or torch._C._current_graph_task_id() != -1:
                 return original(layer, *args, **kwargs)
             instance = self.of_layer(number)
-            recorder.enter(instance, is_in_layer=True)
-            _before_backward(args, kwargs, recorder, self.of_layer(number - 1) if number else None, is_in_layer=number > 0)
+            books.enter(instance, is_in_layer=True)
+            _before_backward(args, kwargs, books, self.of_layer(number - 1) if number else None, is_in_layer=number > 0)
             out = original(layer, *args, **kwargs)
-            _before_backward(out, {}, recorder, instance, is_in_layer=True)
-            recorder.leave()
+            _before_backward(out, {}, books, instance, is_in_layer=True)
+            books.leave()
             return out
 
         with ExitStack() as stack:
@@ -160,7 +160,7 @@ class Instances:
             yield
 
 
-def _before_backward(found: Any, named: dict[str, Any], recorder: Recorder, instance: int | None, *, is_in_layer: bool) -> None:
+def _before_backward(found: Any, named: dict[str, Any], books: Books, instance: int | None, *, is_in_layer: bool) -> None:
     """When backward reaches what made the first of these tensors, it is in this instance."""
     values = found if isinstance(found, (list, tuple)) else (found,)
     x = next((v for v in (*values, *named.values()) if isinstance(v, torch.Tensor) and v.is_floating_point()), None)
@@ -168,7 +168,7 @@ def _before_backward(found: Any, named: dict[str, Any], recorder: Recorder, inst
         return
 
     def reached(_: Any) -> None:
-        recorder.enter(instance, is_in_layer=is_in_layer)
+        books.enter(instance, is_in_layer=is_in_layer)
 
     x.grad_fn.register_prehook(reached)
 

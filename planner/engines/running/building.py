@@ -1,8 +1,9 @@
 """
-A model on the card, loaded, quantised, prepared and wrapped by the installed libraries in their own order.
+A model on its device, loaded, quantised, prepared and wrapped by the installed libraries in their own order.
 
-`from_pretrained` itself runs, over a checkpoint whose tensors are on the host and have no data: what is materialised when, in which
-dtype, on which device and what is allocated ahead is its own doing. So do PEFT's preparation and injection, and TRL's head.
+`from_pretrained` itself runs, over a checkpoint whose tensors have no data (a trace) or are made when they are read (a measurement):
+what is materialised when, in which dtype, on which device and what is allocated ahead is its own doing. So do PEFT's preparation and
+injection, and TRL's head.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from planner.engines.traced.blueprint import DTYPES, Blueprint, quiet, skeleton
-from planner.engines.traced.ghosts import Ghost
-from planner.engines.traced.layers import Instances
-from planner.engines.traced.quantized import name_map
-from planner.engines.traced.recorder import Recorder
-from planner.engines.traced.tensors import name_model
+from planner.engines.running.blueprint import DTYPES, Blueprint, quiet, skeleton
+from planner.engines.running.books import Books
+from planner.engines.running.layers import Instances
+from planner.engines.running.older import dtype_argument, loading_arguments, stored_tensors
+from planner.engines.running.tensors import name_map, name_model
 from planner.errors import UnsupportedModelError
 from planner.ledger import Phase
 from planner.recipe import Recipe
@@ -43,7 +43,7 @@ class Building(NamedTuple):
     trainable: dict[str, nn.Parameter]
 
 
-def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, recorder: Recorder) -> Building:
+def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books) -> Building:
     """
     Load, quantise, prepare and wrap, on the card.
 
@@ -51,23 +51,25 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, recorder: Rec
         blueprint: What to build.
         recipe: The resolved recipe.
         known: Facts of the installed stack, for what a recipe names and no library does by itself.
-        recorder: The active recorder.
+        books: The active books, which say where the model goes and what the loader reads.
     """
-    with recorder.during(Phase.LOAD):
-        model = _load(blueprint, recipe, recorder)
+    with books.during(Phase.LOAD):
+        model = _load(blueprint, recipe, books)
     base = model
-    recorder.vocab_size = getattr(model.config.get_text_config(), "vocab_size", None)
-    with recorder.during(Phase.PREPARE):
+    books.vocab_size = getattr(model.config.get_text_config(), "vocab_size", None)
+    with books.during(Phase.PREPARE):
         model.config.use_cache = False
         if recipe.kbit_prepare:
-            model = _kbit_prepare(model, recipe, recorder)
+            model = _kbit_prepare(model, recipe, books)
         if not recipe.is_quantized and recipe.entry_point == "loop":
-            model.to("cuda")
+            model.to(books.device)
         if recipe.method != "full":
-            with _owned(blueprint.instances, recorder):
+            with _owned(blueprint.instances, books):
                 model = _wrap(model, recipe)
+        if known.kbit_upcast == "norms":
+            _cast_back(model)
         if not recipe.is_quantized:
-            model.to("cuda")
+            model.to(books.device)
         if recipe.entry_point == "trl" and recipe.is_quantized:
             _cast_trainable(model, known)
         _cast_adapters(model, recipe)
@@ -76,31 +78,30 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, recorder: Rec
         if recipe.loss == "chunked":
             _fuse_head(base)
         model.train()
-    name_model(model, recorder, blueprint.instances)
-    name_map(recorder)
+    name_model(model, books, blueprint.instances)
+    name_map(books)
     return Building(model, base, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
 
-def _load(blueprint: Blueprint, recipe: Recipe, recorder: Recorder) -> Any:
-    from transformers.core_model_loading import revert_weight_conversion
-
+def _load(blueprint: Blueprint, recipe: Recipe, books: Books) -> Any:
     bare = skeleton(blueprint.model_class, blueprint.config, DTYPES[recipe.dtype], blueprint.attn)
-    tied = getattr(bare, "all_tied_weights_keys", None) or {}
-    stored = revert_weight_conversion(bare, {name: x for name, x in bare.state_dict().items() if name not in tied})
-    checkpoint = {}
-    for name, x in stored.items():
-        checkpoint[name] = ghost = Ghost(x.detach(), on_host=True)
-        ghost.owner = blueprint.instances.of_name(name) if blueprint.instances else None
+    instances = blueprint.instances
+    checkpoint = books.checkpoint(stored_tensors(bare), instances.of_name if instances else _nobody)
     quantization = _quantization(recipe)
-    with quiet(), _warm_up(blueprint.instances, recorder):
+    with quiet(), _warm_up(instances, books):
         return blueprint.model_class.from_pretrained(  # type: ignore[attr-defined]
             None,
             config=blueprint.config,
             state_dict=checkpoint,
-            dtype=DTYPES[recipe.dtype],
             attn_implementation=blueprint.attn,
+            **dtype_argument(DTYPES[recipe.dtype]),
+            **loading_arguments(to_card=recipe.is_quantized),
             **({} if quantization is None else {"quantization_config": quantization}),
         )
+
+
+def _nobody(_: str) -> None:
+    """No layer repeats."""
 
 
 def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
@@ -117,7 +118,7 @@ def _quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
 
 
 @contextmanager
-def _warm_up(instances: Instances | None, recorder: Recorder) -> Iterator[None]:
+def _warm_up(instances: Instances | None, books: Books) -> Iterator[None]:
     """
     What transformers asks of the allocator ahead is counted for all instances of what repeats, and the history knows which storage it is.
 
@@ -140,11 +141,11 @@ def _warm_up(instances: Instances | None, recorder: Recorder) -> Iterator[None]:
 
     def asked(*args: Any, **kwargs: Any) -> None:
         assert ask is not None
-        before = len(recorder.history.sizes)
+        before = len(books.history.sizes)
         ask(*args, **kwargs)
-        if len(recorder.history.sizes) > before:
-            recorder.history.warm_up = before
-            recorder.history.names[before] = "warm-up of the loader"
+        if len(books.history.sizes) > before:
+            books.history.warm_up = before
+            books.history.names[before] = "warm-up of the loader"
 
     with ExitStack() as stack:
         if count is not None and ask is not None:
@@ -153,13 +154,10 @@ def _warm_up(instances: Instances | None, recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def _kbit_prepare(model: Any, recipe: Recipe, recorder: Recorder) -> Any:
+def _kbit_prepare(model: Any, recipe: Recipe, books: Books) -> Any:
     from peft import prepare_model_for_kbit_training
 
-    def empty() -> None:
-        recorder.history.flushes.append(len(recorder.history.events))
-
-    with quiet(), mock.patch.object(torch.cuda, "empty_cache", empty):
+    with quiet(), mock.patch.object(torch.cuda, "empty_cache", books.flush):
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
 
 
@@ -194,14 +192,14 @@ def _wrap(model: Any, recipe: Recipe) -> Any:
 
 
 @contextmanager
-def _owned(instances: Instances | None, recorder: Recorder) -> Iterator[None]:
+def _owned(instances: Instances | None, books: Books) -> Iterator[None]:
     """Inside, PEFT's adapters belong to the instance of the layer that they are made for, from their birth on."""
     from peft.tuners.lora import LoraModel
 
     create = LoraModel._create_and_replace
 
     def owned(lora: Any, config: Any, adapter: str, target: Any, name: str, parent: Any, current_key: str, **more: Any) -> None:
-        with recorder.meaning(recorder.purpose, instances.of_name(current_key) if instances else None):
+        with books.meaning(books.purpose, instances.of_name(current_key) if instances else None):
             create(lora, config, adapter, target, name, parent, current_key, **more)
 
     with mock.patch.object(LoraModel, "_create_and_replace", owned):
@@ -218,6 +216,18 @@ def _cast_trainable(model: nn.Module, known: Behaviours) -> None:
     for name, param in model.named_parameters():
         if param.requires_grad and known.trains_quantized_in is not None and "lora_magnitude_vector" not in name:
             param.data = param.data.to(torch.bfloat16)
+
+
+def _cast_back(model: nn.Module) -> None:
+    """
+    What SFTTrainer of old does over a 4-bit base that it has prepared itself.
+
+    Source:
+        trl@0.13.0, trainer/sft_trainer.py, SFTTrainer.__init__; 0.26 no longer does.
+    """
+    from trl.trainer.utils import peft_module_casting_to_bf16
+
+    peft_module_casting_to_bf16(model)
 
 
 def _cast_adapters(model: nn.Module, recipe: Recipe) -> None:
