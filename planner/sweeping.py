@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -11,12 +12,17 @@ from planner.device import Device
 from planner.errors import InvalidRecipeError
 from planner.frame import Frame
 from planner.grid import Grid, make_axes
+from planner.render.breakdown import bars
+from planner.render.chart import Chart
+from planner.render.pictured import named_rows
+from planner.report import Report
 from planner.spec import ModelSpec
 from planner.stack import Stack
 from planner.table import Table, joined
 
 CHUNK = 1 << 16
 """Rows that are computed, and held, at a time."""
+_MOST_BARS, _FEW = 40, 100
 _MOST_KEPT = 1 << 21
 """Rows of a sweep that are kept once they are computed; those of larger ones are computed again by each reader."""
 SIMULATE = ("auto", "all", "none")
@@ -62,6 +68,53 @@ class Sweep(Frame):
         if len(self.grid.gpus) > 1:
             found["gpu"] = tuple(device.name for device in self.grid.gpus if device is not None)
         return found | {axis.name: tuple(axis.values) for axis in self.grid.axes}
+
+    def is_computed(self) -> bool:
+        """Whether reading the rows takes no time worth mentioning."""
+        return self._is_whole or len(self) <= _FEW
+
+    def report(self, number: int) -> Report:
+        """
+        The whole answer for one row: what `estimate` says.
+
+        Args:
+            number: Which row, from 0.
+
+        Raises:
+            IndexError: There is no such row.
+            QplanError: The row is one that the real stack would refuse.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
+        place, recipe = divmod(number, self.grid.num_recipes)
+        model, gpu = divmod(place, len(self.grid.gpus))
+        knobs = self.grid.knobs(recipe)
+        return api.estimate(
+            self.grid.models[model], gpu=self.grid.gpus[gpu], stack=self.grid.stack, engine=self.engine, revision=None, **knobs
+        )
+
+    def bars(
+        self, *, where: Mapping[str, Any] | None = None, path: str | os.PathLike[str] | None = None, interactive: bool = False
+    ) -> Chart:
+        """
+        What the peaks of rows are made of, a bar each; each of those rows is estimated anew, with its parts.
+
+        Args:
+            where: The values of knobs to keep; at most 40 rows may be left.
+            path: Where to write it too: .png or .svg (matplotlib), .html (plotly).
+            interactive: Whether plotly draws it.
+
+        Raises:
+            InvalidRecipeError: No rows are left, or too many.
+            InvalidOutputError: The file cannot be written.
+            MissingExtraError: What draws is not installed: `pip install "qplan[plot]"`.
+        """
+        found = named_rows(self.columns, where or {})
+        if len(found) > _MOST_BARS:
+            raise InvalidRecipeError(
+                f"{len(found)} rows are left; there is room for {_MOST_BARS} bars", hint='name the values of knobs: where={"rank": 16}'
+            )
+        return bars({name: self.report(row) for name, row in found.items()}, path, interactive=interactive)
 
     def tables(self) -> Iterator[Table]:
         """The rows in order, some thousands at a time."""

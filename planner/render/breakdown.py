@@ -12,6 +12,9 @@ from planner.render.chart import Chart, finish, style
 from planner.render.palette import COLOURS, RESERVE, label
 from planner.report import Report
 
+_SEEN_PARTS = 400
+"""A part of a bar is seen where it is more than one of so many of the longest."""
+
 
 class Bar(NamedTuple):
     """
@@ -91,9 +94,10 @@ def parts_of(by_category: Mapping[Category, int]) -> tuple[tuple[str, int, str],
 
 
 def legend(rows: Sequence[Bar]) -> dict[str, str]:
-    """The colour of each part that occurs, in the order of stacking."""
+    """The colour of each part that can be seen in one of the bars, in the order of stacking."""
     order = [*(label(category) for category in COLOURS), "reserve and context"]
-    colours = {name: colour for row in rows for name, _, colour in row.parts}
+    least = max(row.total_bytes for row in rows) // _SEEN_PARTS
+    colours = {name: colour for row in rows for name, nbytes, colour in row.parts if nbytes > least}
     return {name: colours[name] for name in sorted(colours, key=lambda name: order.index(name) if name in order else len(order))}
 
 

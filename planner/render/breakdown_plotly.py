@@ -22,10 +22,11 @@ def figure(rows: Sequence[Bar]) -> Any:
 
     names = [row.name for row in rows]
     found = graph_objects.Figure()
-    for part, colour in legend(rows).items():
+    seen = legend(rows)
+    for part, colour in {name: colour for row in rows for name, _, colour in row.parts}.items():
         sizes = [sum(nbytes for name, nbytes, _ in row.parts if name == part) for row in rows]
         found.add_bar(
-            name=part, orientation="h", y=names, x=[size / GIB for size in sizes], marker_color=colour,
+            name=part, showlegend=part in seen, orientation="h", y=names, x=[size / GIB for size in sizes], marker_color=colour,
             customdata=[[gib(size, 3), f"{size:,}"] for size in sizes],
             hovertemplate="%{y}<br>" + part + ": %{customdata[0]} (%{customdata[1]} bytes)<extra></extra>",
         )  # fmt: skip

@@ -16,7 +16,8 @@ from planner.units import GIB
 Columns = Mapping[str, NDArray[Any]]
 OUTCOMES = ("does_not_fit", "tight", "fits")
 """In the order of their numbers in a panel."""
-RESULTS = ("allocated_bytes", "reserved_bytes", "process_bytes", "headroom_bytes", "phase", "outcome", "simulated")
+_NUMBERS = {name: number for number, name in enumerate(OUTCOMES)}
+RESULTS = ("allocated_bytes", "reserved_bytes", "process_bytes", "headroom_bytes", "phase", "outcome", "simulated", "error")
 """Columns that are answers; the others are knobs."""
 _COLOURED_BY = ("headroom_bytes", "outcome", "process_bytes", "reserved_bytes", "allocated_bytes")
 _MOST_PANELS = 12
@@ -70,7 +71,7 @@ def heatmap(
     columns: Columns,
     x: str = "batch_size",
     y: str = "seq_len",
-    color: str = "headroom_bytes",
+    color: str | None = None,
     *,
     where: Mapping[str, Any] | None = None,
     path: str | os.PathLike[str] | None = None,
@@ -80,10 +81,11 @@ def heatmap(
     A sweep as heat maps, with the line between what runs and what does not.
 
     Args:
-        columns: A sweep's, by name: its knobs, `outcome` and what colours say.
+        columns: A sweep's, by name: its knobs, `outcome` and what colours say; masked, or None, where there is no value.
         x: The knob along the horizontal axis.
         y: The knob along the vertical axis.
-        color: `headroom_bytes`, `outcome`, `process_bytes`, `reserved_bytes` or `allocated_bytes`.
+        color: `headroom_bytes`, `outcome`, `process_bytes`, `reserved_bytes` or `allocated_bytes`. None: what is to spare where every
+            row was simulated, else the verdict; without a card, what is allocated.
         where: The values of knobs to keep. Of those that are left one may vary: each of its values is a panel.
         path: Where to write it too: .png or .svg (matplotlib), .html (plotly).
         interactive: Whether plotly draws it.
@@ -104,7 +106,7 @@ def heatmap(
     return finish(heatmap_png.figure(shown), path, interactive=False)
 
 
-def grid(columns: Columns, x: str, y: str, color: str, where: Mapping[str, Any]) -> Grid:
+def grid(columns: Columns, x: str, y: str, color: str | None, where: Mapping[str, Any]) -> Grid:
     """
     The rows of a sweep as panels.
 
@@ -117,9 +119,11 @@ def grid(columns: Columns, x: str, y: str, color: str, where: Mapping[str, Any])
             raise InvalidRecipeError(f"`{name}` is no knob of this sweep; it has {', '.join(knobs)}", hint="vary it, or name another")
     if x == y:
         raise InvalidRecipeError(f"both axes are `{x}`; they must be two knobs", hint='x="batch_size", y="seq_len"')
+    chosen = choose(columns, where)
+    if color is None:
+        color = next((name for name in ("headroom_bytes", "outcome") if _is_whole(columns, name, chosen)), "allocated_bytes")
     if color not in _COLOURED_BY or color not in columns:
         raise InvalidRecipeError(f"color is {color!r}; it must be one of {', '.join(_COLOURED_BY)}", hint='color="headroom_bytes"')
-    chosen = choose(columns, where)
     panel_by = _panel_by(columns, [name for name in knobs if name not in (x, y)], chosen)
     xs, ys = (_levels(columns[name][chosen]) for name in (x, y))
     panels = []
@@ -144,8 +148,8 @@ def choose(columns: Columns, where: Mapping[str, Any]) -> NDArray[np.intp]:
     for name, value in where.items():
         kept &= np.array([item == value for item in columns[name]], dtype=bool)
     if not kept.any():
-        asked = ", ".join(f"{name} {value!r}" for name, value in where.items())
-        raise InvalidRecipeError(f"the sweep has no rows{' with ' + asked if asked else ''}", hint="look at the values that it has: sweep.axes")
+        asked = " with " + ", ".join(f"{name} {value!r}" for name, value in where.items()) if where else ""
+        raise InvalidRecipeError(f"the sweep has no rows{asked}", hint="look at the values that it has: sweep.axes")
     return np.flatnonzero(kept)
 
 
@@ -205,10 +209,26 @@ def _groups(columns: Columns, name: str | None, chosen: NDArray[np.intp]) -> Ite
 def _panel(columns: Columns, color: str, places: NDArray[np.intp], title: str) -> Panel:
     is_there = places >= 0
     outcomes = np.full(places.shape, -1, dtype=np.int8)
-    outcomes[is_there] = [OUTCOMES.index(str(word)) for word in columns["outcome"][places[is_there]]]
+    if "outcome" in columns:
+        outcomes[is_there] = [_NUMBERS.get(word, -1) for word in columns["outcome"][places[is_there]]]
     values = np.full(places.shape, np.nan)
-    values[is_there] = outcomes[is_there] if color == "outcome" else columns[color][places[is_there]].astype(np.float64) / GIB
+    if color == "outcome":
+        values[outcomes >= 0] = outcomes[outcomes >= 0]
+    else:
+        values[is_there] = np.ma.filled(np.ma.asarray(columns[color][places[is_there]]).astype(np.float64), np.nan) / GIB
+        if color != "headroom_bytes" and "error" in columns:  # refused: no size at all
+            values[is_there] = np.where([text is None for text in columns["error"][places[is_there]]], values[is_there], np.nan)
     return Panel(title, values, outcomes, places)
+
+
+def _is_whole(columns: Columns, name: str, chosen: NDArray[np.intp]) -> bool:
+    """Whether a column has a value in each of these rows that was not refused."""
+    if name not in columns:
+        return False
+    found = columns[name][chosen]
+    missing = np.array([value is None for value in found.tolist()], dtype=bool)
+    refused = np.array([text is not None for text in columns["error"][chosen]], dtype=bool) if "error" in columns else False
+    return not (missing & ~np.asarray(refused)).any()
 
 
 def _levels(column: NDArray[Any]) -> tuple[Any, ...]:

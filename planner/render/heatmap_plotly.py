@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
+
+import numpy as np
 
 from planner.render.heatmap import OUTCOMES, Columns, Grid, Panel, frontier
 from planner.render.palette import COLUMN_TITLES, GROUND, axis_title
@@ -76,8 +79,12 @@ def _text(shown: Grid, columns: Columns, place: int) -> str:
     if place < 0:
         return ""
     lines = [f"{axis_title(name)} {columns[name][place]}" for name in (shown.x, shown.y)]
-    lines.append(f"<b>{str(columns['outcome'][place]).replace('_', ' ')}</b>")
-    for name in _SIZES:
-        if name in columns:
-            lines.append(f"{COLUMN_TITLES[name].partition(',')[0]} {gib(int(columns[name][place]))}")
+    outcome = columns["outcome"][place] if "outcome" in columns else None
+    refused = columns["error"][place] if "error" in columns else None
+    if refused is not None:
+        return "<br>".join([*lines, "refused: " + escape(str(refused))])
+    if outcome is not None:
+        lines.append(f"<b>{str(outcome).replace('_', ' ')}</b>")
+    known = [(name, columns[name][place]) for name in _SIZES if name in columns]
+    lines += [f"{COLUMN_TITLES[name].partition(',')[0]} {gib(int(size))}" for name, size in known if size is not np.ma.masked]
     return "<br>".join(lines)

@@ -64,7 +64,7 @@ def _panel(axes: Any, shown: Grid, panel: Panel, image: Any, *, has_numbers: boo
     has_numbers = has_numbers and max(down, across) <= _MOST_NUMBERS and shown.color != "outcome"
     for i in range(down):
         for j in range(across):
-            if has_numbers and panel.rows[i, j] >= 0:
+            if has_numbers and panel.values[i, j] == panel.values[i, j]:  # a number
                 _number(axes, j, i, panel.values[i, j], image, is_tight=panel.outcomes[i, j] == OUTCOMES.index("tight"))
             elif panel.outcomes[i, j] == OUTCOMES.index("tight") and shown.color != "outcome" and max(down, across) <= 3 * _MOST_NUMBERS:
                 axes.plot(j, i, ".", color=_INK, markersize=3)
@@ -83,8 +83,8 @@ def _number(axes: Any, x: int, y: int, value: float, image: Any, *, is_tight: bo
     """The value in its cell, dark on light colours and light on dark ones; in italics and marked where it is a tight fit."""
     red, green, blue, _ = image.cmap(image.norm(value))
     ink = _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
-    axes.text(x, y, text + ("·" if is_tight else ""), ha="center", va="center", fontsize=8, color=ink, style="italic" if is_tight else "normal")
+    text = (f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}") + ("·" if is_tight else "")
+    axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink, style="italic" if is_tight else "normal")
 
 
 def _ticks(axis: Any, values: Sequence[Any]) -> None:
@@ -93,7 +93,7 @@ def _ticks(axis: Any, values: Sequence[Any]) -> None:
     places = list(range(0, len(values), step))
     if len(values) - 1 - places[-1] > step / 2:
         places.append(len(values) - 1)
-    axis.set_ticks(places, [f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value) for value in (values[i] for i in places)])
+    axis.set_ticks(places, [str(values[place]) for place in places])
 
 
 def _legend(found: Any, shown: Grid, image: Any, panels: list[Any]) -> None:
