@@ -13,6 +13,7 @@ models, recipes and cards. Rows between the two are replayed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from planner.formulas.blocks import SEGMENT_ROUNDING_BYTES
 from planner.grid import Grid
 from planner.history import WARM_UP_MARGIN
 from planner.job import Job
+from planner.parts import Points
 from planner.units import MIB, ceil_div, round_up
 
 Integers = npt.NDArray[np.int64]
@@ -117,11 +119,14 @@ class Judge:
     Attributes:
         grid: Whose rows.
         simulate: `auto`, `all` or `none`.
+        points: What was simulated, by model, combination of knobs and card.
+        advance: Is told of each row that was simulated.
     """
 
     grid: Grid
     simulate: str
-    _known: dict[tuple[int, int, int], Judged] = field(default_factory=dict)
+    points: Points = field(default_factory=Points)
+    advance: Callable[[int], None] = lambda _: None
 
     def verdicts(self, model: int, gpu: int, numbers: Integers, allocated: Integers) -> Verdicts:
         """
@@ -142,6 +147,7 @@ class Judge:
             judged = self._judged(model, gpu, int(numbers[i]), allocated[i : i + 1])
             found.simulated[i] = True
             found.outcome[i], found.reserved[i], found.process[i], found.headroom[i] = judged
+            self.advance(1)
         return found
 
     def _outcomes(self, allocated: Integers, device: Device | None) -> npt.NDArray[np.int8]:
@@ -155,14 +161,14 @@ class Judge:
 
     def _judged(self, model: int, gpu: int, number: int, allocated: Integers) -> Judged:
         """One row; with it the same row on the cards that come later, which share its replay."""
-        key = (model, number, gpu)
-        if key not in self._known:
+        known = self.points.known
+        if (model, number, gpu) not in known:
             job = Job(self.grid.models[model], self.grid.recipe(number), self.grid.stack)
             for other in range(gpu, len(self.grid.gpus)):
                 device = self.grid.gpus[other]
                 if other == gpu or self._outcomes(allocated, device)[0] == UNDECIDED:
-                    self._known[model, number, other] = judge(job, device)
-        return self._known.pop(key)
+                    self.points.keep((model, number, other), judge(job, device))
+        return Judged(*known[model, number, gpu])
 
 
 def judge(job: Job, device: Device | None) -> Judged:

@@ -9,6 +9,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -98,6 +99,17 @@ class Frame(Pictured):
         found: pl.DataFrame = polars.from_arrow(self.to_arrow())
         return found
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write a `.parquet`, `.csv` or `.jsonl` file, by the end of its name; however many rows there are, only some thousands are in memory.
+
+        Raises:
+            MissingExtraError: What writes it is not installed.
+            InvalidOutputError: The file cannot be written.
+        """
+        found = check_output(path)
+        write_whole(found, lambda file: WRITERS[found.suffix.lower()](self.tables(), file))
+
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """
         Write a Parquet file; however many rows there are, only some thousands are in memory.
@@ -134,7 +146,7 @@ class Frame(Pictured):
         """The rows that run, a tight fit included."""
         return Filtered(self, fits)
 
-    def pareto(self, maximize: Sequence[str] = (), minimize: Sequence[str] = ("allocated_bytes",)) -> Frame:
+    def pareto(self, maximize: Sequence[str] = (), minimize: Sequence[str] = (), *, within: Sequence[str] = ()) -> Frame:
         """
         The rows that run and that no other such row beats: that is as good in every named column, and better in one. Rows without a value
         in one of them are left out. Only the best of what was read is held in memory.
@@ -142,13 +154,14 @@ class Frame(Pictured):
         Args:
             maximize: Columns of numbers of which more is better, such as `batch_size` and `seq_len`.
             minimize: Columns of numbers of which less is better, such as `allocated_bytes`.
+            within: Columns that must be the same for one row to beat another, such as `model` and `gpu`.
 
         Raises:
-            InvalidRecipeError: There is no such column of numbers.
+            InvalidRecipeError: There is no such column.
         """
         best: list[Table] = []
         for table in self.tables():
-            best = [front(joined([*best, table.take(fits(table))]), tuple(maximize), tuple(minimize))]
+            best = [front(joined([*best, table.take(fits(table))]), maximize, minimize, within)]
         return Kept(best[0]) if best else self
 
 
@@ -171,6 +184,25 @@ class Filtered(Frame):
     def tables(self) -> Iterator[Table]:
         """The rows in order, some thousands at a time."""
         return (table.take(self.keep(table)) for table in self.source.tables())
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tables()))
+
+
+class Streamed(Frame):
+    """
+    Rows that somebody else makes.
+
+    Args:
+        make: Gives them, from the first on.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Table]]) -> None:
+        self.make = make
+
+    def tables(self) -> Iterator[Table]:
+        """The rows in order, some thousands at a time."""
+        return self.make()
 
     def __len__(self) -> int:
         return sum(map(len, self.tables()))
@@ -240,9 +272,9 @@ WRITERS: dict[str, Callable[[Iterable[Table], BinaryIO], None]] = {
 """By the end of the file's name."""
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
+def check_output(path: str | os.PathLike[str]) -> Path:
     """
-    Refuse a file that cannot be written, before any work is done.
+    The file that a path names; one that cannot be written is refused before any work is done.
 
     Raises:
         InvalidOutputError: It ends otherwise, or lies where nothing can be written.
@@ -251,3 +283,4 @@ def check_output(path: str | os.PathLike[str]) -> None:
     found = output_path(path, SUFFIXES)
     if found.suffix.lower() == ".parquet":
         import_extra("pyarrow")
+    return found

@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,23 +56,21 @@ class Parts:
             write_whole(self.folder / "sweep.json", lambda file: file.write(json.dumps(manifest).encode()))
         self.points = Points(self.folder / "points.jsonl")
 
-    @property
-    def num_done(self) -> int:
-        """How many parts are there, from the first on without a gap."""
-        return next(i for i in range(1 << 62) if not self._part(i).exists())
-
-    def part(self, number: int, make: Callable[[], Table]) -> Table:
-        """A part as it is kept, made and kept where it is not."""
-        path = self._part(number)
-        if not path.exists():
-            table = make()
-            write_whole(path, lambda file: pack(table, file))
-            return table
-        return unpack(path)
+    def has(self, number: int) -> bool:
+        """Whether a part is kept."""
+        return self._part(number).exists()
 
     def read(self, number: int) -> Table:
         """A part that is kept."""
         return unpack(self._part(number))
+
+    def keep(self, number: int, table: Table) -> None:
+        """Keep a part: it is on disk when this returns."""
+        write_whole(self._part(number), lambda file: pack(table, file))
+
+    def close(self) -> None:
+        """Nothing more is kept; what is, stays."""
+        self.points.close()
 
     def discard(self) -> None:
         """The sweep is written: its parts go."""

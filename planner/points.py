@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from planner.engines.analytic import DEFAULT_CAPABILITY
 from planner.engines.arrays import PHASES, Peaks
 from planner.errors import QplanError
 from planner.grid import Axis, Grid, Unit
+from planner.parts import Points
 from planner.recipe import Recipe
-from planner.table import Column, Table, numbers, texts
+from planner.table import Column, Table, joined, numbers, texts
 
 Integers = npt.NDArray[np.int64]
 
@@ -48,19 +50,37 @@ class Analytic:
     Args:
         grid: The grid.
         simulate: How verdicts are found: `auto`, `all` or `none`.
+        advance: Is told of rows as they are done.
     """
 
-    def __init__(self, grid: Grid, simulate: str) -> None:
-        self.grid = grid
-        self.judge = Judge(grid, simulate)
+    def __init__(self, grid: Grid, simulate: str, advance: Callable[[int], None] = lambda _: None) -> None:
+        self.grid, self.advance = grid, advance
+        self.judge = Judge(grid, simulate, advance=advance)
         self._peaks: OrderedDict[tuple[int, ...], Peaks] = OrderedDict()
         self._found: OrderedDict[tuple[object, ...], Found] = OrderedDict()
 
-    def table(self, unit: Unit) -> Table:
-        """The rows of a unit."""
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    @property
+    def points(self) -> Points:
+        """What was simulated, and need not be again."""
+        return self.judge.points
+
+    @points.setter
+    def points(self, points: Points) -> None:
+        points.known = {**self.judge.points.known, **points.known}
+        self.judge.points = points
+
+    def table(self, units: Sequence[Unit]) -> Table:
+        """The rows of units that follow each other."""
+        return joined([self._table(unit) for unit in units])
+
+    def _table(self, unit: Unit) -> Table:
         found = self.found(unit)
         good = np.flatnonzero(found.refusal < 0)
         verdicts = self.judge.verdicts(unit.model, unit.gpu, unit.begin + good, found.allocated[good])
+        self.advance(len(unit) - int(verdicts.simulated.sum()))
         return Table({**knob_columns(self.grid, unit), **_results(self.grid, unit, found, good, verdicts)})
 
     def found(self, unit: Unit) -> Found:

@@ -69,8 +69,8 @@ class Grid(NamedTuple):
 
 def heatmap(
     columns: Columns,
-    x: str = "batch_size",
-    y: str = "seq_len",
+    x: str | None = None,
+    y: str | None = None,
     color: str | None = None,
     *,
     where: Mapping[str, Any] | None = None,
@@ -82,8 +82,8 @@ def heatmap(
 
     Args:
         columns: A sweep's, by name: its knobs, `outcome` and what colours say; masked, or None, where there is no value.
-        x: The knob along the horizontal axis.
-        y: The knob along the vertical axis.
+        x: The knob along the horizontal axis. None: `batch_size` where it varies, else the first knob that does.
+        y: The knob along the vertical axis. None: `seq_len` where it varies, else the next knob that does.
         color: `headroom_bytes`, `outcome`, `process_bytes`, `reserved_bytes` or `allocated_bytes`. None: what is to spare where every
             row was simulated, else the verdict; without a card, what is allocated.
         where: The values of knobs to keep. Of those that are left one may vary: each of its values is a panel.
@@ -96,7 +96,7 @@ def heatmap(
         MissingExtraError: What draws is not installed: `pip install "qplan[plot]"`.
     """
     interactive = style(path, interactive=interactive)
-    shown = grid(columns, x, y, color, where or {})
+    shown = grid(columns, *_axes(columns, x, y, where or {}), color, where or {})
     if interactive:
         from planner.render import heatmap_plotly
 
@@ -104,6 +104,22 @@ def heatmap(
     from planner.render import heatmap_png
 
     return finish(heatmap_png.figure(shown), path, interactive=False)
+
+
+def _axes(columns: Columns, x: str | None, y: str | None, where: Mapping[str, Any]) -> tuple[str, str]:
+    """The axes that were asked for, else the usual ones, else the first knobs that vary, numbers before words."""
+    chosen = choose(columns, {name: value for name, value in where.items() if name in columns})
+    free = [name for name in columns if name not in RESULTS and len(_levels(columns[name][chosen])) > 1]
+    free.sort(key=lambda name: (columns[name].dtype.kind not in "iuf", name in ("model", "gpu")))
+    found = []
+    for given, usual in ((x, "batch_size"), (y, "seq_len")):
+        others = [name for name in free if name not in (x, y, *found)]
+        if given is None and not others:
+            raise InvalidRecipeError(
+                f"{len(free)} knobs vary; a heat map needs two", hint="draw bars of one knob: sweep.bars(), or vary another"
+            )
+        found.append(given if given is not None else usual if usual in others else others[0])
+    return found[0], found[1]
 
 
 def grid(columns: Columns, x: str, y: str, color: str | None, where: Mapping[str, Any]) -> Grid:

@@ -35,8 +35,8 @@ class Pictured(ABC):
 
     def heatmap(
         self,
-        x: str = "batch_size",
-        y: str = "seq_len",
+        x: str | None = None,
+        y: str | None = None,
         color: str | None = None,
         *,
         where: Mapping[str, Any] | None = None,
@@ -47,8 +47,8 @@ class Pictured(ABC):
         The rows as heat maps, with the line between what runs and what does not; one panel for each card, or other knob that varies.
 
         Args:
-            x: The knob along the horizontal axis.
-            y: The knob along the vertical axis.
+            x: The knob along the horizontal axis. None: `batch_size` where it varies, else the first knob that does.
+            y: The knob along the vertical axis. None: `seq_len` where it varies, else the next knob that does.
             color: `headroom_bytes`, `outcome`, `process_bytes`, `reserved_bytes` or `allocated_bytes`. None: what is to spare where every
                 row was simulated, else the verdict; without a card, what is allocated.
             where: The values of knobs to keep. Of those that are left one may vary.
