@@ -134,22 +134,21 @@ def sweep(
         _check(output, json=json)
     if plot is not None:
         _check_plot(plot, output)
+    shown: list[str] | None = None
     with terminal.progress(sys.stderr) as show:
         found = api_sweep(**asked, **_workers(jobs, ray), progress=screen.progress(show))
         if output is not None and not pareto:
             found.write(output, fits_only=fits_only, restart=restart)
-            shown = None
-        elif plot is not None:
-            (found.fits_only() if fits_only else found).heatmap(path=plot)
-            output, shown = plot, None
         else:
             rows = screen.front(found) if pareto else found.fits_only() if fits_only else found
-            shown = [screen.as_json(rows)] if json else list(screen.lines(rows, terminal.Terminal.of(sys.stdout), _MANY))
-            if output is not None:
+            if plot is not None:
+                rows.heatmap(path=plot)
+            elif output is not None:
                 rows.save(output)
-                shown = None
+            else:
+                shown = [screen.as_json(rows)] if json else list(screen.lines(rows, terminal.Terminal.of(sys.stdout), _MANY))
     if shown is None:
-        terminal.write([f"wrote {output}"], sys.stderr)
+        terminal.write([f"wrote {plot or output}"], sys.stderr)
     else:
         terminal.write(shown)
     return 0
@@ -191,7 +190,8 @@ def _check_plot(plot: str, output: str | None) -> None:
     from planner.render.chart import style
 
     if output is not None:
-        raise InvalidOutputError("--plot draws the rows, and --output writes them; both are given", hint="leave out --output, and run it again")
+        both = "--plot draws the rows, and --output writes them; both are given"
+        raise InvalidOutputError(both, hint="leave out one, and run it again with the other")
     style(plot, interactive=False)
 
 

@@ -111,12 +111,12 @@ def _axes(columns: Columns, x: str | None, y: str | None, where: Mapping[str, An
     chosen = choose(columns, {name: value for name, value in where.items() if name in columns})
     free = [name for name in columns if name not in RESULTS and len(_levels(columns[name][chosen])) > 1]
     free.sort(key=lambda name: (columns[name].dtype.kind not in "iuf", name in ("model", "gpu")))
-    found = []
+    found: list[str] = []
     for given, usual in ((x, "batch_size"), (y, "seq_len")):
         others = [name for name in free if name not in (x, y, *found)]
         if given is None and not others:
             raise InvalidRecipeError(
-                f"{len(free)} knobs vary; a heat map needs two", hint="draw bars of one knob: sweep.bars(), or vary another"
+                f"a heat map needs two knobs that vary; there are {', '.join(free) or 'none'}", hint="vary another, or draw bars: sweep.bars()"
             )
         found.append(given if given is not None else usual if usual in others else others[0])
     return found[0], found[1]
