@@ -25,6 +25,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NAMES = (
     "01_where_the_memory_goes",
     "02_quantization",
+    "03_sweep_and_frontier",
     "05_how_good_is_it",
 )
 LARGEST_BYTES = 400_000

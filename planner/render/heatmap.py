@@ -116,7 +116,8 @@ def _axes(columns: Columns, x: str | None, y: str | None, where: Mapping[str, An
         others = [name for name in free if name not in (x, y, *found)]
         if given is None and not others:
             raise InvalidRecipeError(
-                f"a heat map needs two knobs that vary; there are {', '.join(free) or 'none'}", hint="vary another, or draw bars: sweep.bars()"
+                f"a heat map needs two knobs that vary; there are {', '.join(free) or 'none'}",
+                hint="vary another, or draw bars: sweep.bars()",
             )
         found.append(given if given is not None else usual if usual in others else others[0])
     return found[0], found[1]
