@@ -11,6 +11,7 @@ QplanError                     something about the request; exit code 2
 ├── UnknownStackError          a --stack that names no package or version we can read
 ├── InvalidGridError           a grid's file that no sweep can be made from
 ├── InvalidOutputError         a file that cannot be written as asked
+├── InvalidRecordError         a record of a verification that cannot be read
 ├── InvalidArrayError          numbers that cannot be quantised as asked
 └── UnavailableError           something that is needed is missing or unreachable; exit code 3
     ├── HubError               the Hugging Face Hub could not be reached, or it refused
@@ -71,6 +72,10 @@ class InvalidGridError(QplanError):
 
 class InvalidOutputError(QplanError):
     """A file that cannot be written as asked: its name's end, its folder, its rights."""
+
+
+class InvalidRecordError(QplanError):
+    """A record of a verification, or a file of them, that is not what it must be."""
 
 
 class InvalidArrayError(QplanError):

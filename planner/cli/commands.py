@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from planner.errors import QplanError
 
-NAMES = ("estimate", "sweep", "compare", "gpus", "models", "doctor")
+NAMES = ("estimate", "sweep", "compare", "gpus", "models", "doctor", "records")
 
 EXAMPLES = {
     "estimate": "Example: qplan estimate meta-llama/Llama-2-70b-hf --rank 16 --gpu a6000",
@@ -21,6 +21,7 @@ EXAMPLES = {
     "gpus": "Example: qplan gpus meta-llama/Llama-3.1-8B --method lora",
     "models": "Example: qplan models qwen3 8b",
     "doctor": "Example: qplan doctor --json",
+    "records": "Example: qplan records export records.json",
 }
 
 # The base of what the parser raises: it is public under no name of its own, but BadParameter is, and this is its grandparent.

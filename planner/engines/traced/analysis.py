@@ -50,7 +50,7 @@ def analyse(
         paged_bytes=trace.paged_bytes,
         host_ram_bytes=host_ram(spec, recipe, known),
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
-        run_key=("traced", capability),
+        run_key=("traced", capability, device.own if device else None),
         races=False,
         _write=lambda _: history,
         warnings=_warnings(trace),

@@ -196,8 +196,8 @@ SCRATCH = {
 class Workspaces:
     """cuBLAS's workspaces: one a thread, taken inside its first product and kept."""
 
-    def __init__(self) -> None:
-        self.nbytes = cublas_workspace(capability[0])
+    def __init__(self, nbytes: int | None = None) -> None:
+        self.nbytes = cublas_workspace(capability[0]) if nbytes is None else nbytes
         self.taken: set[str] = set()
 
     def __call__(self, recorder: Recorder, _: tuple[Any, ...]) -> None:

@@ -21,6 +21,7 @@ from planner.engines.traced import autocast, flash, ghosts, kernels, quantized
 from planner.engines.traced.recorder import Recorder
 from planner.errors import QplanError, UnsupportedModelError
 from planner.formulas.four_bit_kernel import MULTIPROCESSORS
+from planner.formulas.workspace import workspace_of
 from planner.history import History
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
@@ -53,9 +54,13 @@ class Trace:
 
 
 @contextmanager
-def recording(capability: tuple[int, int]) -> Iterator[Recorder]:
+def recording(capability: tuple[int, int], workspace_bytes: int | None = None) -> Iterator[Recorder]:
     """
     A recorder under which everything runs as on a card of this compute capability.
+
+    Args:
+        capability: Of the card.
+        workspace_bytes: One cuBLAS workspace there; None for what the formula says.
 
     Raises:
         UnavailableError: torch cannot do it here.
@@ -65,7 +70,7 @@ def recording(capability: tuple[int, int]) -> Iterator[Recorder]:
         stack.enter_context(ghosts.card(capability, ENDLESS, MULTIPROCESSORS.get(capability, 108)))
         kernels.register()
         recorder = Recorder({**kernels.rules(), **quantized.rules()})
-        workspaces = kernels.Workspaces()
+        workspaces = kernels.Workspaces(workspace_bytes)
         recorder.after = {**dict.fromkeys(kernels.PRODUCTS, workspaces), **kernels.SCRATCH}
         stack.enter_context(recorder)
         stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", recorder.flush))
@@ -144,7 +149,7 @@ def trace_run(
         if recipe.attn == "flash_attention_2":
             patches.enter_context(flash.available())
         blueprint = draw(spec, recipe, every_layer=every_layer)
-        recorder = patches.enter_context(recording(capability))
+        recorder = patches.enter_context(recording(capability, workspace_of(device, capability)))
         if recipe.loss == "chunked":
             patches.enter_context(building.without_launches())
         patches.enter_context(quiet())
