@@ -64,8 +64,8 @@ class Chart:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         if self.is_interactive:
-            bundle: dict[str, Any] = self.figure._repr_mimebundle_(include, exclude)
-            return bundle
+            bundle: dict[str, Any] = self.figure._repr_mimebundle_(include, exclude)  # by the notebook that plotly sees
+            return bundle or {"text/html": self.figure.to_html(include_plotlyjs=True, full_html=False)}
         return {"image/png": self._picture("png"), "text/plain": "<qplan chart>"}
 
 

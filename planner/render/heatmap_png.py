@@ -12,6 +12,8 @@ from planner.units import ceil_div
 
 _INK, _GREY = "#222222", "#6b7280"
 _WIDE, _HIGH, _MOST_ACROSS = 3.5, 3.1, 3
+_MIDDLE = 0.21
+"""The luminance of a ground on which dark and white text can be read equally well (WCAG 2.1)."""
 _MOST_TICKS, _MOST_NUMBERS = 9, 12
 
 
@@ -81,8 +83,8 @@ def _panel(axes: Any, shown: Grid, panel: Panel, image: Any, *, has_numbers: boo
 
 def _number(axes: Any, x: int, y: int, value: float, image: Any, *, is_tight: bool) -> None:
     """The value in its cell, dark on light colours and light on dark ones; in italics and marked where it is a tight fit."""
-    red, green, blue, _ = image.cmap(image.norm(value))
-    ink = _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    red, green, blue = (part**2.2 for part in image.cmap(image.norm(value))[:3])
+    ink = _INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > _MIDDLE else "white"
     text = (f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}") + ("·" if is_tight else "")
     axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink, style="italic" if is_tight else "normal")
 

@@ -11,7 +11,7 @@ COLOURS: dict[Category, str] = {
     Category.WORKSPACE: "#b9b0a2",
     Category.ADAPTER: "#12908e",
     Category.OPTIMIZER_STATE: "#7b5ea7",
-    Category.GRADIENT: "#e07b39",
+    Category.GRADIENT: "#c8541a",
     Category.ACTIVATION: "#6aa84f",
     Category.LOGITS: "#c94f6d",
     Category.TEMPORARY: "#f2c14e",

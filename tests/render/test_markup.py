@@ -36,7 +36,7 @@ class Reader(HTMLParser):
 
 
 FRAGMENTS = {
-    "line": lambda text: markup.line(text),
+    "line": markup.line,
     "verdict": lambda text: markup.verdict(text, "#123456", text),
     "table": lambda text: markup.table([text, text], [[text, text]], ["#123456"]),
     "bar": lambda text: markup.bar([(text, 1, "#123456")], 2, mark=1),

@@ -117,4 +117,4 @@ def test_texts_are_the_screens(report):
 
     assert shown.startswith("FITS on RTX A6000: needs 39.07 of 47.54 GiB")
     assert max(map(len, shown.splitlines())) <= 80
-    assert notebook.text(compare(["meta-llama/Llama-3.2-1B"], methods=["qlora"], stack="latest")).startswith("meta-llama/Llama-3.2-1B\nmethod")
+    assert notebook.text(compare([LLAMA], methods=["qlora"], stack="latest")).startswith(f"{LLAMA}\nmethod")
