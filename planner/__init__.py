@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from planner.ledger import Ledger
     from planner.recipe import Recipe
     from planner.recommending import recommend
+    from planner.render.breakdown import bars
     from planner.report import Report, Verdict
     from planner.solution import Frontier, Solution
     from planner.solving import solve
@@ -45,6 +46,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "__version__",
+    "bars",
     "compare",
     "estimate",
     "gpus",
@@ -69,6 +71,7 @@ _HOME = {
     "Stack": "stack",
     "Verdict": "report",
     "Verification": "verification",
+    "bars": "render.breakdown",
     "compare": "api",
     "estimate": "api",
     "gpus": "api",
