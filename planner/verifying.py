@@ -81,7 +81,7 @@ def verify(
         raise InvalidRecipeError(f"steps is {steps!r}; it must be a whole number from 1 on")
     if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
         raise InvalidRecipeError(f"timeout is {timeout!r}; it must be a number of seconds above 0")
-    spec, versions, where = api.spec_of(model, revision), stack.detect(), _device(device)
+    spec, versions, where = api.find_spec(model, revision), stack.detect(), _device(device)
     recipe = stack.resolve(make_recipe(**knobs), versions, spec.dtype)
     card = None if where == "cpu" else _card(where)
     _check(where, ceiling, recipe)

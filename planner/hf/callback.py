@@ -21,6 +21,7 @@ from planner.render.watched import lines, plan_lines
 from planner.stack import resolve
 
 if TYPE_CHECKING:
+    from planner.recipe import Recipe
     from planner.records import Record
     from planner.report import Report
 
@@ -41,7 +42,7 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         seq_len: Tokens in the longest batch; None reads it off the samples and `max_length`.
-        engine: `analytic`, or `traced`, which takes longer.
+        engine: `analytic`; or `traced`, which takes longer, and at the end compares a run on the CPU with a trace of the CPU's kernels.
         gpu: A card to plan for; None for the one that trains.
         record: Whether to keep a record and the card's own values.
         out: Where to print; None for standard error.
@@ -84,7 +85,7 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         """Plan, say so, and begin to watch."""
         self.close()
         self.report = self.compared = self.problem = self.kept = self._run = None
-        watch = Watch(model)
+        watch = Watch(model, exact=self.engine == "traced")
         try:
             self._run = derive(model, args, others.get("optimizer"), others.get("train_dataloader"), seq_len=self.seq_len)
             self.report = self._plan(self._run, watch.device if self.gpu is None else self.gpu)
@@ -127,7 +128,7 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         if self._run is None or self.report is None:
-            self._print(lines(None, watch.peaks, terminal.Terminal.of(self._out), notes=watch.notes))
+            self._print(lines({}, watch.peaks, terminal.Terminal.of(self._out), notes=watch.notes))
             return
         try:
             self._end(watch, self._run, self.report)
@@ -151,6 +152,12 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
     def _plan(self, run: Run, device: Device | str | None) -> Report:
         knobs = {name: knob for name, knob in run.recipe.model_dump().items() if knob is not None}
         return api.estimate(run.spec, gpu=device, stack=run.stack, engine=self.engine, **knobs)
+
+    def _on_cpu(self, run: Run, recipe: Recipe, report: Report) -> Report:
+        """The plan with the peaks that a trace of the CPU's own kernels has."""
+        from planner.verifying import predict
+
+        return replace(report, phases=predict(run.spec, recipe, run.stack, None).phases)
 
     def _announce(self, report: Report, run: Run) -> None:
         """What the run needs; a warning where the card does not have it."""
@@ -176,12 +183,16 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
             )
         if recipe is not run.recipe or self.gpu is not None:
             report = self._plan(replace(run, recipe=recipe), watch.device)
+        resolved = resolve(recipe, run.stack, run.spec.dtype)
+        if self.engine == "traced" and not watch.is_cuda:
+            report = self._on_cpu(run, resolved, report)
         self.compared = report
-        self._print(lines(report, watch.peaks, terminal.Terminal.of(self._out), notes=notes, levels=watch.levels(report)))
+        notes += watch.explanations(report)
+        self._print(lines(watch.predicted(report), watch.peaks, terminal.Terminal.of(self._out), notes=notes, levels=watch.levels(report)))
         if self.record:
-            self._keep(watch, run, resolve(recipe, run.stack, run.spec.dtype), report)
+            self._keep(watch, run, resolved, report)
 
-    def _keep(self, watch: Watch, run: Run, recipe: Any, report: Report) -> None:
+    def _keep(self, watch: Watch, run: Run, recipe: Recipe, report: Report) -> None:
         from planner.records import Store, make
 
         rows = watch.rows(report)

@@ -113,7 +113,7 @@ def _adapter(model: Any, *, is_quantized: bool) -> dict[str, Any]:
         "method": "qlora" if is_quantized else "lora",
         "rank": config.r,
         "lora_alpha": int(config.lora_alpha) or None,
-        "targets": targets if isinstance(targets, str) else tuple(sorted(targets)),
+        "targets": targets if isinstance(targets, str) else _short(model, targets),
         "rank_pattern": dict(config.rank_pattern or {}),
         "modules_to_save": tuple(config.modules_to_save or ()),
         "rslora": bool(config.use_rslora),
@@ -121,6 +121,14 @@ def _adapter(model: Any, *, is_quantized: bool) -> dict[str, Any]:
         "dropout": float(config.lora_dropout),
         "adapter_dtype": None if lora is None else _FLOATS.get(str(lora.dtype).removeprefix("torch.")),
     }
+
+
+def _short(model: Any, targets: Any) -> tuple[str, ...]:
+    """Names of targets by their ends, where these match the same modules: PEFT spells `all-linear` out, layer by layer."""
+    ends = {name.rpartition(".")[2] for name in targets}
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    matched = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in ends}
+    return tuple(sorted(ends if matched == set(targets) else targets))
 
 
 def _quantization(base: Any) -> dict[str, Any]:
@@ -159,11 +167,12 @@ def _step(args: Any, base: Any) -> dict[str, Any]:
     attention = str(getattr(base.config, "_attn_implementation", None) or "sdpa")
     if attention not in CHOICES["attn"] and "flash" in attention:
         attention = "flash_attention_2"
+    checkpoints = bool(args.gradient_checkpointing) or any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
     return {
         "batch_size": args.per_device_train_batch_size,
         "grad_accum": args.gradient_accumulation_steps,
         "max_grad_norm": float(args.max_grad_norm or 0),
-        "gradient_checkpointing": bool(args.gradient_checkpointing or getattr(base, "is_gradient_checkpointing", False)),
+        "gradient_checkpointing": checkpoints,
         "use_reentrant": kwargs.get("use_reentrant"),
         "attn": attention,
     }
@@ -188,11 +197,8 @@ def _entry_point(args: Any) -> dict[str, Any]:
     """Whose trainer it is, by the class of its arguments; the loss and packing that it was told."""
     is_trl = any(cls.__name__ == "SFTConfig" for cls in type(args).__mro__)
     packs = is_trl and bool(getattr(args, "packing", False) or getattr(args, "padding_free", False))
-    return {
-        "entry_point": "trl" if is_trl else "trainer",
-        "loss": "liger" if getattr(args, "use_liger_kernel", False) else "full" if getattr(args, "loss_type", "nll") == "dft" else None,
-        "packing": packs,
-    }
+    loss = "liger" if getattr(args, "use_liger_kernel", False) else "full" if getattr(args, "loss_type", "nll") == "dft" else None
+    return {"entry_point": "trl" if is_trl else "trainer", "loss": loss, "packing": packs}
 
 
 def _seq_len(args: Any, dataloader: Any, notes: list[str]) -> int:

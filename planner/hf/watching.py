@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from planner import own_values
 from planner.engines.measured.meters import IDLE, CudaMeter, Meter, StorageMeter
 from planner.errors import UnavailableError
-from planner.ledger import Phase
+from planner.formulas.blocks import BLOCK_BYTES
+from planner.ledger import Category, Phase
 from planner.records.record import Level, Row
+from planner.units import MIB
 
 if TYPE_CHECKING:
     from planner.device import Device
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from planner.sampling import MemorySampler, Samples
     from planner.stack import Stack
 
+_TINY = MIB
 _LOADING = (Phase.LOAD.value, Phase.PREPARE.value)
 
 
@@ -27,15 +30,17 @@ class Watch:
 
     Args:
         model: What the trainer trains.
+        exact: Whether tensors on the CPU count with the very bytes that they have, rather than with CUDA's blocks.
 
     Attributes:
         device: The card that it is on, less what others hold; None for the CPU, and where NVML does not know it.
         driver: Its driver's version, where it is known.
+        is_cuda: Whether it is on a card at all.
         largest_batch: (sequences, tokens) of the largest batch that reached the model in training; None before the first.
         notes: What could not be measured as usual.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, exact: bool = False) -> None:
         self.model = model
         self.device: Device | None = None
         self.driver: str | None = None
@@ -44,11 +49,11 @@ class Watch:
         self.samples: Samples | None = None
         self._hooks: list[Any] = []
         where = next(model.parameters()).device
-        self._is_cuda = where.type == "cuda"
-        self._sampler = self._find_card(where.index or 0) if self._is_cuda else None
-        self.meter: Meter = CudaMeter(self._sampler) if self._is_cuda else StorageMeter()
-        if not self._is_cuda:
-            self.notes.append(f"this ran on {where.type}: its kernels are not CUDA's, and what they take inside themselves is not seen")
+        self.is_cuda = where.type == "cuda"
+        self._sampler = self._find_card(where.index or 0) if self.is_cuda else None
+        self.meter: Meter = CudaMeter(self._sampler) if self.is_cuda else StorageMeter(1 if exact else BLOCK_BYTES)
+        if not self.is_cuda:
+            self.notes.append(f"this ran on {where.type}: what its kernels take inside themselves is not seen")
 
     def _find_card(self, ordinal: int) -> MemorySampler | None:
         import os
@@ -130,16 +135,22 @@ class Watch:
         order = [phase.value for phase in Phase]
         return {name: self.meter.allocated[name] for name in order if name in self.meter.allocated}
 
-    def rows(self, report: Report) -> tuple[Row, ...]:
+    def predicted(self, report: Report) -> dict[str, int]:
         """
-        Measured beside predicted, of the phases that both have; sums alone, since counters do not tell categories apart.
+        The allocated peak that a plan has for every phase.
 
-        What was measured before the training is loading and preparing in one.
+        Loading and preparing are one: both were over before this watched. On the CPU, which has no cuBLAS, workspaces are left out.
         """
-        predicted = {phase.phase: phase.allocated_peak_bytes for phase in report.phases}
-        if _LOADING[0] in self.peaks:
-            before = [predicted[name] for name in _LOADING if name in predicted]
-            predicted = {**predicted, **({_LOADING[0]: max(before)} if before else {})}
+        found = {
+            phase.phase: phase.allocated_peak_bytes - (0 if self.is_cuda else phase.by_category.get(Category.WORKSPACE.value, 0))
+            for phase in report.phases
+        }
+        before = [found.pop(name) for name in _LOADING if name in found]
+        return {_LOADING[0]: max(before), **found} if before else found
+
+    def rows(self, report: Report) -> tuple[Row, ...]:
+        """Measured beside predicted, of the phases that both have; sums alone, since counters do not tell categories apart."""
+        predicted = self.predicted(report)
         return tuple(Row(name, None, nbytes, predicted[name]) for name, nbytes in self.peaks.items() if name in predicted)
 
     def levels(self, report: Report) -> dict[str, Level]:
@@ -152,6 +163,24 @@ class Watch:
             found["reserved"] = Level(max(self.meter.reserved.values()), report.peak.reserved_bytes)
         if self.samples is not None and self.samples.process_bytes is not None:
             found["process"] = Level(self.samples.process_bytes, report.peak.process_bytes)
+        return found
+
+    def explanations(self, report: Report) -> list[str]:
+        """
+        Known behaviours that explain a difference of a hundredth or more, a sentence each.
+
+        Source:
+            torch@2.13.0, optim/optimizer.py, `_default_to_fused_or_foreach`: foreach is the default for tensors on CUDA alone;
+            optim/adamw.py, `_multi_tensor_adamw`: it makes temporaries of all tensors together.
+        """
+        rows = {row.phase: row for row in self.rows(report)}
+        step, found = rows.get(Phase.OPTIMIZER_STEP.value), []
+        if not self.is_cuda and report.engine == "analytic":
+            found.append("the closed form plans CUDA's kernels; cuBLAS's workspaces are left out here")
+        if step and not self.is_cuda and step.difference_bytes * 100 > step.measured_bytes and report.recipe["optim"] == "adamw_torch":
+            found.append("on CUDA adamw_torch steps all tensors together and makes their temporaries at once; on the CPU one by one")
+        if any(row.measured_bytes < _TINY for row in rows.values()):
+            found.append("at less than a mebibyte, indices and masks that a step makes beside its tensors are percents")
         return found
 
     @property

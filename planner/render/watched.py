@@ -39,7 +39,7 @@ def plan_lines(report: Report, terminal: Terminal, *, notes: Iterable[str] = ())
 
 
 def lines(
-    report: Report | None,
+    predicted: Mapping[str, int],
     measured: Mapping[str, int],
     terminal: Terminal,
     *,
@@ -50,15 +50,12 @@ def lines(
     Predicted beside measured, a row a phase; below them the peak at every level that was measured.
 
     Args:
-        report: The plan; None where the run could not be planned: what was measured stands alone then.
+        predicted: What was planned for every phase, in bytes; nothing where the run could not be planned.
         measured: The allocated peak of every phase, in bytes.
         terminal: What can be shown.
         notes: What is to be known about the numbers.
         levels: The peak at each level.
     """
-    predicted = {} if report is None else {phase.phase: phase.allocated_peak_bytes for phase in report.phases}
-    if "load" in measured and "load" in predicted:
-        predicted["load"] = max(predicted["load"], predicted.get("prepare", 0))
     head = f"{'qplan: the peak of':<{_NAME}}{'predicted':>{_NUMBER}}{'measured':>{_NUMBER}}{'difference':>{_NUMBER}}"
     found = [terminal.paint(head, "bold")]
     found += [_row(name.replace("_", " "), predicted.get(name), nbytes) for name, nbytes in measured.items()]

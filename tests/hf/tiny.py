@@ -19,12 +19,12 @@ SIZES = {
 }  # fmt: skip
 
 
-def model(dtype: torch.dtype = torch.bfloat16) -> Any:
-    """A Llama of two layers."""
+def model(dtype: torch.dtype = torch.bfloat16, **sizes: int) -> Any:
+    """A Llama of two layers, or of other sizes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, dtype=dtype, bos_token_id=1, eos_token_id=2, pad_token_id=0)).to(dtype)
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, **sizes}, dtype=dtype, bos_token_id=1, eos_token_id=2, pad_token_id=0)).to(dtype)
 
 
 def samples(lengths: tuple[int, ...] = (24, 16, 24, 20)) -> Dataset:

@@ -110,13 +110,15 @@ class CudaMeter(Meter):
 
 class StorageMeter(Meter):
     """
-    By the storages of this process's tensors, each counted as a block of 512 bytes or several, as CUDA's allocator would.
+    By the storages of this process's tensors. What kernels take and give back inside themselves is not seen.
 
-    What kernels take and give back inside themselves is not seen.
+    Args:
+        block_bytes: What each is rounded up to: 512 as CUDA's allocator would, or 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
         super().__init__()
+        self._block = block_bytes
         self._sizes: dict[int, int] = {}
         self._now = self._peak = 0
         self._mode: _Following | None = None
@@ -138,7 +140,7 @@ class StorageMeter(Meter):
 
     def follow(self, storage: torch.UntypedStorage) -> None:
         """Count a storage until it dies, if it is new."""
-        key, nbytes = storage._cdata, round_up(storage.nbytes(), BLOCK_BYTES)
+        key, nbytes = storage._cdata, round_up(storage.nbytes(), self._block)
         before = self._sizes.get(key)
         if before is None:
             weakref.finalize(storage, self._died, key)

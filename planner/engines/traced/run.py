@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -67,6 +68,7 @@ def recording(capability: tuple[int, int] | None, workspace_bytes: int | None = 
     with ExitStack() as stack:
         recorder = stack.enter_context(_on_cpu() if capability is None else _on_card(capability, workspace_bytes))
         stack.enter_context(recorder)
+        stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", recorder.flush))
         stack.enter_context(recorder.in_modules())
         stack.enter_context(quantized.parameters(recorder.device))
         if recorder.device == "cuda":
