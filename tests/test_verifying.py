@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from planner import verify, verifying
+from planner import measuring, verify
 from planner.errors import InvalidRecipeError, MeasurementError, UnavailableError, UnsupportedModelError
 from planner.supervision import Ending, supervise
 from planner.verification import Verification
@@ -80,7 +80,7 @@ def killed_in(phase: str) -> tuple[Ending, int]:
     marker = f"QPLAN_TEST_PHASE={phase}-{os.getpid()}"
     name, _, value = marker.partition("=")
     small, variables = job(method="lora", seq_len=16, entry_point="trainer", loss="full"), {name: value, "OMP_NUM_THREADS": "1"}
-    ending = supervise(verifying.PROGRAM, small, timeout_s=300, on_message=heard, environment=variables)
+    ending = supervise(measuring.PROGRAM, small, timeout_s=300, on_message=heard, environment=variables)
     return ending, pids[0]
 
 
@@ -98,11 +98,11 @@ def test_a_child_that_is_killed_in_any_phase() -> None:
     with ThreadPoolExecutor(3) as pool:
         endings = dict(zip(PHASES, pool.map(killed_in, PHASES), strict=True))
     for phase, (ending, pid) in endings.items():
-        error = verifying.trouble(ending)
+        error = measuring.trouble(ending)
 
         assert (ending.how, ending.signal) == ("killed", signal.SIGKILL), ending.stderr
         assert "SIGKILL" in str(error)
-        assert verifying.WORDS[phase] in str(error)
+        assert measuring.WORDS[phase] in str(error)
         assert not any("result" in message for message in ending.messages)
         assert gone(pid)
 
@@ -112,9 +112,9 @@ def test_a_parent_that_is_killed_takes_its_measurement_with_it(tmp_path: Path) -
     told = tmp_path / "job.json"
     told.write_text(json.dumps({**job(method="lora", seq_len=512, batch_size=4), "steps": 500}), encoding="utf-8")
     program = (
-        "import json, sys\nfrom planner import verifying\nfrom planner.supervision import supervise\n"
+        "import json, sys\nfrom planner import measuring\nfrom planner.supervision import supervise\n"
         "def heard(m):\n  if m.get('phase') == 'forward': print('forward', flush=True)\n"
-        "supervise(verifying.PROGRAM, json.load(open(sys.argv[1])), timeout_s=300, on_message=heard)"
+        "supervise(measuring.PROGRAM, json.load(open(sys.argv[1])), timeout_s=300, on_message=heard)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program, str(told)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -130,7 +130,7 @@ def test_a_parent_that_is_killed_takes_its_measurement_with_it(tmp_path: Path) -
 
 def fake(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """Another program in the child's place."""
-    monkeypatch.setattr(verifying, "PROGRAM", (sys.executable, "-c", ATTEND + program))
+    monkeypatch.setattr(measuring, "PROGRAM", (sys.executable, "-c", ATTEND + program))
 
 
 def test_a_hung_child_is_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_hung_child_is_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, "import time; channel.send({'phase': 'backward', 'begins': True}); time.sleep(600)")
     began = time.monotonic()
     with pytest.raises(MeasurementError, match="time limit and was ended in backward") as error:
-        verifying.run_child({}, timeout=1.5)
+        measuring.run_child({}, timeout=1.5)
 
     assert "--timeout" in str(error.value.hint)
     assert time.monotonic() - began < 15
@@ -161,7 +161,7 @@ def test_what_a_child_says_becomes_an_error(monkeypatch: pytest.MonkeyPatch, pro
     """Steps that are not real, refusals and crashes, each in one sentence."""
     fake(monkeypatch, program)
     with pytest.raises(kind, match=words):
-        verifying.run_child({})
+        measuring.run_child({})
 
 
 def test_out_of_memory_is_a_result() -> None:
@@ -212,7 +212,7 @@ def test_wrong_requests(arguments: dict[str, Any], words: str) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     """A ceiling is bytes, KiB, MiB or GiB."""
     with pytest.raises(InvalidRecipeError, match="no size"):
-        verifying.size(text)
+        measuring.size(text)
 
 
 @pytest.mark.gpu
