@@ -9,6 +9,7 @@ QplanError                     something about the request; exit code 2
 ├── UnknownModelError          no bundled checkpoint, folder or file of that name
 ├── UnknownDeviceError         no such card in the catalogue
 ├── UnknownStackError          a --stack that names no package or version we can read
+├── InvalidGridError           a grid's file that no sweep can be made from
 ├── InvalidOutputError         a file that cannot be written as asked
 ├── InvalidRecordError         a record of a verification that cannot be read
 ├── MeasurementError           a measurement died, hung, or trained nothing
@@ -64,6 +65,10 @@ class UnknownDeviceError(QplanError):
 
 class UnknownStackError(QplanError):
     """A stack that cannot be read."""
+
+
+class InvalidGridError(QplanError):
+    """A grid's file that cannot be read, with the file and the key."""
 
 
 class InvalidOutputError(QplanError):

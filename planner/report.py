@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from planner.device import Device
+from planner.display import Displayed
 from planner.ledger import Ledger
 from planner.recipe import Recipe
 from planner.stack import Stack
@@ -249,7 +250,7 @@ class Details(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Displayed):
     """
     One estimate. All sizes are integers of bytes.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from planner import catalog, keeping, own_values, stack, verifying
@@ -99,7 +101,8 @@ def test_a_disk_that_refuses_loses_no_measurement(tmp_path, monkeypatch):
     """A file stands where the folder should be: what was measured is answered, with a note why there is no record."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QPLAN_HOME", str(tmp_path / "file"))
-    found = verifying._kept(verification(side("measured", 5 * GIB)), SPEC, RECIPE, stack.LATEST, None)
+    order = SimpleNamespace(spec=SPEC, recipe=RECIPE, stack=stack.LATEST, card=None)
+    found = verifying.keep(verification(side("measured", 5 * GIB)), order)
 
     assert found.measured.peak.allocated_peak_bytes == 5 * GIB
-    assert "the record could not be written" in found.notes[-1]
+    assert "no record was kept: the record could not be written" in found.notes[-1]

@@ -16,7 +16,7 @@ from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
 from planner.device import Device
 from planner.engines.analysis import Analysis, host_ram
-from planner.engines.layout import Layouts
+from planner.engines.layout import Histories, Layouts
 from planner.engines.loading import Loading
 from planner.engines.modules import Kernels, kernels_of
 from planner.engines.resting import Resting, rest
@@ -53,7 +53,7 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         UnsupportedRecipeError: The real stack would refuse the recipe on this model.
     """
     capability = device.compute_capability if device else DEFAULT_CAPABILITY
-    base = _foundation(spec, recipe, stack)
+    base = foundation_of(spec, recipe, stack)
     known, preparation, resting = base.known, base.preparation, base.resting
     kernels = kernels_of(preparation, recipe, capability)
     steps, spans = base.layouts(recipe, kernels).steps(recipe)
@@ -85,8 +85,11 @@ def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels
     """The history; its modules are loaded when somebody asks."""
     from planner.engines.course import Course
 
-    course = Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace)
-    return course.write(ahead)
+    def write(recipe: Recipe) -> History:
+        return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace).write(ahead)
+
+    key = (kernels, workspace, ahead, *_values(recipe, _BATCH))
+    return base.known_histories.get(key, lambda: Histories(write)).history(recipe)
 
 
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
@@ -129,6 +132,7 @@ class _Foundation:
     preparation: Preparation
     resting: Resting
     known_layouts: _Recent[tuple[object, ...], Layouts] = field(default_factory=lambda: _Recent(16))
+    known_histories: _Recent[tuple[object, ...], Histories] = field(default_factory=lambda: _Recent(16))
 
     def layouts(self, recipe: Recipe, kernels: Kernels) -> Layouts:
         """The steps of a recipe, whatever its batch, by the kernels that the card runs."""
@@ -152,7 +156,20 @@ def _values(recipe: Recipe, leave_out: frozenset[str] = frozenset()) -> tuple[ob
     )
 
 
-def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
+def foundation_of(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
+    """
+    What of a run hangs neither on the batch nor on the card.
+
+    Args:
+        spec: The checkpoint.
+        recipe: A resolved recipe.
+        stack: The library versions.
+
+    Raises:
+        UnsupportedModelError: The closed form does not know the family's step.
+        UnsupportedRecipeError: The real stack would refuse the recipe on this model.
+    """
+
     def make() -> _Foundation:
         known = behaviours(stack, recipe)
         preparation = prepare(spec, recipe, known)

@@ -66,19 +66,6 @@ class Attention(NamedTuple):
     dtype: DType
 
 
-def eager_softmax_backward(attention: Attention, softmax_dtype: DType = DType.FP32) -> Tensors:
-    """
-    `grad * output`, which the backward of softmax makes inside itself: one more matrix of scores [batch, heads, tokens, tokens].
-
-    The backward of log-softmax makes none.
-
-    Source:
-        torch@2.13.0, aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out.
-    """
-    scores = attention.batch * attention.heads * attention.tokens * attention.tokens
-    return (TensorBytes("grad * output", scores * softmax_dtype.num_bytes),)
-
-
 def flash_backward(attention: Attention) -> Tensors:
     """
     What the backward of flash attention makes beside its three gradients.

@@ -20,6 +20,7 @@ from planner.engines.measured.run import Order, Tell, stand, surroundings
 from planner.engines.measured.tracker import Full, Tracker, rules
 from planner.engines.running.accumulation import Accumulation
 from planner.engines.running.blueprint import draw
+from planner.engines.running.building import import_libraries
 from planner.engines.running.training import Training
 from planner.errors import UnavailableError
 from planner.ledger import Category, Phase
@@ -189,6 +190,7 @@ def measure_on_card(order: Order, tell: Tell) -> Mapping[str, Any]:
 
 def _watched(order: Order, tracker: Tracker, counters: Counters, stack: ExitStack) -> Training:
     """The run that is watched in full."""
+    import_libraries(order.recipe)
     blueprint = draw(order.spec, order.recipe, every_layer=True)
     counters.record()
     with tracker, tracker.in_modules():

@@ -17,6 +17,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from planner.engines.running.layers import NOTHING, Instances, find_stack, kept, shortened
+from planner.engines.running.older import dtype_argument
 from planner.errors import UnsupportedModelError
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
@@ -141,7 +142,7 @@ def skeleton(model_class: Any, config: Any, dtype: torch.dtype, attn: str | None
     """
     try:
         with torch.device("meta"), quiet():
-            return model_class._from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attn)
+            return model_class._from_config(copy.deepcopy(config), attn_implementation=attn, **dtype_argument(dtype))
     except Exception as error:
         why = str(error).strip().splitlines()
         raise UnsupportedModelError(

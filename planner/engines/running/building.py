@@ -20,11 +20,25 @@ from transformers import BitsAndBytesConfig
 from planner.engines.running.blueprint import DTYPES, Blueprint, quiet, skeleton
 from planner.engines.running.books import Books
 from planner.engines.running.layers import Instances
+from planner.engines.running.older import dtype_argument, loading_arguments, stored_tensors
 from planner.engines.running.tensors import name_map, name_model
 from planner.errors import UnsupportedModelError
 from planner.ledger import Phase
 from planner.recipe import Recipe
 from planner.stack import Behaviours
+
+
+def import_libraries(recipe: Recipe) -> None:
+    """Import what a run imports late: tensors that modules make when they are imported are none of the run's."""
+    import accelerate.utils
+    import peft
+    import transformers
+
+    _ = accelerate.utils.convert_to_fp32, peft.prepare_model_for_kbit_training, transformers.Trainer
+    if recipe.loss == "chunked":
+        import trl.trainer.utils
+
+        _ = trl.trainer.utils.add_fused_lm_head
 
 
 class Building(NamedTuple):
@@ -69,6 +83,8 @@ def build(
         if recipe.method != "full":
             with _owned(blueprint.instances, books):
                 model = _wrap(model, recipe)
+        if known.kbit_upcast == "norms":
+            _cast_back(model)
         if not recipe.is_quantized:
             model.to(books.device)
         if recipe.entry_point == "trl" and recipe.is_quantized:
@@ -90,7 +106,9 @@ def _load(blueprint: Blueprint, recipe: Recipe, books: Books, source: str | None
     instances = blueprint.instances
     more: dict[str, Any] = {} if revision is None else {"revision": revision}
     if source is None:
-        more["state_dict"] = books.checkpoint(_stored(blueprint, recipe), instances.of_name if instances else _nobody)
+        bare = skeleton(blueprint.model_class, blueprint.config, DTYPES[recipe.dtype], blueprint.attn)
+        more["state_dict"] = books.checkpoint(stored_tensors(bare), instances.of_name if instances else _nobody)
+    more |= loading_arguments(to_card=recipe.is_quantized)
     quantization = _quantization(recipe)
     if quantization is not None:
         more["quantization_config"] = quantization
@@ -100,19 +118,10 @@ def _load(blueprint: Blueprint, recipe: Recipe, books: Books, source: str | None
         return blueprint.model_class.from_pretrained(  # type: ignore[attr-defined]
             source,
             config=blueprint.config,
-            dtype=DTYPES[recipe.dtype],
             attn_implementation=blueprint.attn,
+            **dtype_argument(DTYPES[recipe.dtype]),
             **more,
         )
-
-
-def _stored(blueprint: Blueprint, recipe: Recipe) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors, by the names that they have there, on the meta device."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    bare = skeleton(blueprint.model_class, blueprint.config, DTYPES[recipe.dtype], blueprint.attn)
-    tied = getattr(bare, "all_tied_weights_keys", None) or {}
-    return revert_weight_conversion(bare, {name: x for name, x in bare.state_dict().items() if name not in tied})
 
 
 def _nobody(_: str) -> None:
@@ -231,6 +240,18 @@ def _cast_trainable(model: nn.Module, known: Behaviours) -> None:
     for name, param in model.named_parameters():
         if param.requires_grad and known.trains_quantized_in is not None and "lora_magnitude_vector" not in name:
             param.data = param.data.to(torch.bfloat16)
+
+
+def _cast_back(model: nn.Module) -> None:
+    """
+    What SFTTrainer of old does over a 4-bit base that it has prepared itself.
+
+    Source:
+        trl@0.13.0, trainer/sft_trainer.py, SFTTrainer.__init__; 0.26 no longer does.
+    """
+    from trl.trainer.utils import peft_module_casting_to_bf16
+
+    peft_module_casting_to_bf16(model)
 
 
 def _cast_adapters(model: nn.Module, recipe: Recipe) -> None:

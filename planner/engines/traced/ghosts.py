@@ -276,6 +276,7 @@ def card(capability: tuple[int, int], total_bytes: int, multiprocessors: int) ->
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "set_device": lambda _: None,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
         "get_device_capability": lambda *_, **__: capability,
         "get_device_properties": lambda *_, **__: properties,

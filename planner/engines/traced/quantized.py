@@ -20,7 +20,7 @@ from unittest import mock
 
 import bitsandbytes
 import torch
-from bitsandbytes import _ops, cextension
+from bitsandbytes import cextension
 
 from planner.engines.running.blueprint import quiet
 from planner.engines.running.books import Rule
@@ -60,6 +60,8 @@ def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
 
         return keep
 
+    from bitsandbytes import _ops
+
     path = Path(bitsandbytes.__file__).parent / "backends" / name / "ops.py"
     spec = importlib.util.spec_from_file_location(f"bitsandbytes.backends.{name}._traced", path)
     assert spec is not None
@@ -85,6 +87,8 @@ def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
 
 def rules(device: str = "cuda") -> dict[Any, Rule]:
     """bitsandbytes' operations as its backend runs them; each card anew, since that of CUDA remembers the first one it saw."""
+    if importlib.util.find_spec("bitsandbytes._ops") is None:  # before 0.46 its functions are no operations: they are seen as they run
+        return {}
     (general, shared), (own, module) = _backend("default"), _backend(device)
     forget(shared)
     forget(module)

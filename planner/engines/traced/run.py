@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -67,6 +68,7 @@ def recording(capability: tuple[int, int] | None, workspace_bytes: int | None = 
     with ExitStack() as stack:
         recorder = stack.enter_context(_on_cpu() if capability is None else _on_card(capability, workspace_bytes))
         stack.enter_context(recorder)
+        stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", recorder.flush))
         stack.enter_context(recorder.in_modules())
         stack.enter_context(quantized.parameters(recorder.device))
         if recorder.device == "cuda":
@@ -166,6 +168,9 @@ def trace_run(
         if recipe.attn == "flash_attention_2":
             patches.enter_context(flash.available())
         blueprint = draw(spec, recipe, every_layer=every_layer)
+        if on_cpu:
+            with quiet():
+                building.import_libraries(recipe)
         recorder = patches.enter_context(recording(capability, None if capability is None else workspace_of(device, capability)))
         if recipe.loss == "chunked" and not on_cpu:
             patches.enter_context(building.without_launches())
