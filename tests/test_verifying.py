@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 for library in ("transformers", "peft", "bitsandbytes", "trl"):
     pytest.importorskip(library)
 
-from tests.engines.measured.runs import MODELS  # noqa: E402
+from tests.engines.measured.runs import MODELS, in_process  # noqa: E402
 
 PHASES = ("load", "prepare", "forward", "backward", "optimizer_step", "evaluation", "save")
 
