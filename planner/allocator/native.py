@@ -176,6 +176,7 @@ def compile_to(path: Path, call: Callable[..., Any] | None = None) -> None:
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.so")
     try:
         (call or subprocess.run)([compiler, *FLAGS, "-o", str(part), str(SOURCE)], check=True, capture_output=True, timeout=_SECONDS)
+        part.chmod(0o700)  # whatever the umask: what others may write is not loaded
         part.replace(path)
     except subprocess.SubprocessError as error:
         raise OSError(f"{compiler} does not compile the allocator") from error

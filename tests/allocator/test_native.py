@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from array import array
@@ -150,6 +151,30 @@ def test_a_library_that_others_may_write_is_not_loaded(fresh: Path):
     place().chmod(0o777)
 
     assert native.library(native.WORTH) is None
+
+
+@needs_compiler
+def test_an_open_umask_does_not_matter(fresh: Path):
+    """Where new files are the group's to write, the library is not, and is found again."""
+    before = os.umask(0o002)
+    try:
+        compile_to(place())
+    finally:
+        os.umask(before)
+
+    assert native.library(native.WORTH) is not None
+
+
+def test_a_user_without_a_home_has_no_cache(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    """Python goes on there too."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def expanduser(path: Path) -> Path:
+        raise RuntimeError(f"could not determine the home of {path}")
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+
+    assert native.library(10 * native.PATIENCE) is None
 
 
 def test_it_can_be_switched_off(fresh: Path, monkeypatch: pytest.MonkeyPatch):
