@@ -13,7 +13,7 @@ from planner.engines.arrival import Arrival, placed
 from planner.engines.optimizing import Trained, clip, make_states, update
 from planner.engines.resting import Resting, trained_tensors
 from planner.engines.step import Step
-from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
+from planner.formulas.workspace import PRODUCT_THREADS
 from planner.history import History, Stretch
 from planner.ledger import Category, Phase
 from planner.repetition import Repetition, repetition
@@ -81,7 +81,7 @@ class Course:
         known: What the stack does.
         resting: What the optimizer walks over.
         kernels: What the card runs.
-        capability_major: Of the card: its cuBLAS workspaces.
+        workspace: Bytes of one cuBLAS workspace on the card.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Course:
         known: Behaviours,
         resting: Resting,
         kernels: Kernels,
-        capability_major: int,
+        workspace: int,
     ) -> None:
         self.spec, self.decoder, self.preparation, self.recipe, self.known = spec, decoder, preparation, recipe, known
-        self.resting, self.kernels, self.workspace = resting, kernels, cublas_workspace(capability_major)
+        self.resting, self.kernels, self.workspace = resting, kernels, workspace
         self.history = History()
 
     def write(self, ahead: int | None = 0) -> History:
