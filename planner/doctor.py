@@ -57,7 +57,7 @@ class VisibleDevice:
         memory: `own`, `shared` with the host, or None where nobody says how much there is.
         total_bytes: Memory that processes can get.
         used_bytes: What all of them hold now.
-        context_bytes: What one process's CUDA context takes, as published.
+        context_bytes: What one process's CUDA context takes: as measured on this card, else as published.
         usable_bytes: What is left for tensors.
     """
 

@@ -21,6 +21,11 @@ class Recording:
     """
     What was computed from a few named sizes, and what was asked of them.
 
+    Attributes:
+        names: The inputs.
+        known: By operator and operands (a name, or an integer in brackets), what each operation gave, in order.
+        answers: By comparison and operands, what each question was answered.
+
     >>> recording = Recording()
     >>> tokens = recording.size("batch", 2) * recording.size("length", 8)
     >>> tokens > 4, tokens.value
@@ -34,7 +39,7 @@ class Recording:
         self.names: list[str] = []
         self.lines: list[str] = []
         self.known: dict[tuple[str, str, str], Size] = {}
-        self.answers: dict[str, bool] = {}
+        self.answers: dict[tuple[str, str, str], bool] = {}
 
     def size(self, name: str, value: int) -> Size:
         """An input, with the value that answers questions while recording."""
@@ -46,7 +51,7 @@ class Recording:
         A function from the inputs, in the order in which they were named, to the results; it gives None where a question that was asked
         while recording has another answer.
         """
-        asked = [text if answer else f"not ({text})" for text, answer in self.answers.items()]
+        asked = [f"{a} {sign} {b}" if answer else f"not ({a} {sign} {b})" for (sign, a, b), answer in self.answers.items()]
         source = [f"def program({', '.join(self.names)}):", *(f"    {line}" for line in self.lines)]
         if asked:
             source += [f"    if not ({' and '.join(asked)}):", "        return None"]
@@ -68,7 +73,7 @@ class Recording:
     def ask(self, sign: str, a: Size, b: int | Size) -> bool:
         """Answer `a sign b`, and write the answer down."""
         answer = bool(_OPERATORS[sign](a.value, _value(b)))
-        self.answers[f"{a.name} {sign} {_text(b)}"] = answer
+        self.answers[sign, a.name, _text(b)] = answer
         return answer
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Whole = TypeVar("Whole", int, npt.NDArray[np.int64])
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
-def ceil_div(a: int, b: int) -> int:
+def ceil_div(a: Whole, b: int) -> Whole:
     """a / b rounded up. Works for integers and for integer arrays."""
     return -(-a // b)
 
 
-def round_up(a: int, b: int) -> int:
+def round_up(a: Whole, b: int) -> Whole:
     """The smallest multiple of b that is at least a. Works for integers and for integer arrays."""
     return -(-a // b) * b
 

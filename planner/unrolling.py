@@ -204,26 +204,20 @@ class Unrolled:
         self.flushes += [self.length] * (len(self.history.events) in self.history.flushes)
 
     def _check_deaths(self) -> None:
-        """No storage dies twice: of each part that is played, the instances in which it does."""
-        ones: set[int] = set()
-        many: dict[int, list[tuple[int, int]]] = {}
+        """No storage dies twice: neither once and again, nor while instances in turn free theirs."""
+        once = [~event for part in self.parts if part.count == 1 for event in part.events if event < 0]
         width, base = len(self.second), len(self.owners)
+        turns: dict[int, list[tuple[int, int]]] = {}  # by role: the first and the last storage
         for events, count, shift in self.parts:
-            for event in events:
-                if event >= 0:
-                    continue
-                if ~event < base:
-                    if event in ones:
-                        raise NotRepeatable("a storage would be freed twice")
-                    ones.add(event)
-                    continue
-                number, role = divmod(~event - base, width)
-                far = number + (count - 1) * (shift // width if shift else 0)
-                many.setdefault(role, []).append((min(number, far), max(number, far)))
-        for runs in many.values():
-            runs.sort()
-            if any(before[1] >= after[0] for before, after in pairwise(runs)):
-                raise NotRepeatable("a storage would be freed twice")
+            if count > 1:
+                for event in events:
+                    if event < 0:
+                        ends = (~event, ~event + (count - 1) * shift)
+                        turns.setdefault((~event - base) % width, []).append((min(ends), max(ends)))
+        runs = [sorted(found) for found in turns.values()]
+        again = len(set(once)) < len(once) or any(a[1] >= b[0] for run in runs for a, b in pairwise(run))
+        if again or any(low <= i <= high for i in once if i >= base for low, high in turns.get((i - base) % width, ())):
+            raise NotRepeatable("a storage would be freed twice")
 
     def _put(self, events: Sequence[int], count: int = 1, shift: int = 0) -> None:
         """So many instances of the events, each to storages that lie `shift` further on."""

@@ -1,8 +1,8 @@
 """
 `replay.c`, compiled on this machine: a whole run through the allocator twenty times as fast as in Python.
 
-Nothing hangs on it. It is compiled once Python has replayed for about as long as compiling takes, if there is a compiler, and kept in the
-user's cache; where that fails, or `QPLAN_COMPILE=0` is set, Python goes on with the same results.
+Nothing hangs on it. It is compiled once Python would have replayed for about as long as compiling takes, if there is a compiler, and kept
+in the user's cache; where that fails, or `QPLAN_COMPILE=0` is set, Python goes on with the same results.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 SOURCE = Path(__file__).with_name("replay.c")
 VARIABLE = "QPLAN_COMPILE"
 FLAGS = ("-std=c99", "-O2", "-shared", "-fPIC")
-PATIENCE = 200_000
-"""Events that Python replays before a compiler is called: about 0.2 s, which is what that takes."""
+PATIENCE = 100_000
+"""Events that Python replays before a compiler is called: about 0.1 s, which is what that takes where nothing else runs."""
 WORTH = 5_000
 """Events of a run that is worth loading a compiled library for."""
 _SECONDS = 20

@@ -123,9 +123,9 @@ def run(
         explains: Whether a failure is to say what was held; telling takes several times as long as the run.
     """
     allocator = CachingAllocator(capacity, settings, device_bytes=device_bytes)
-    library = native.library(program.num_events) if allocator.is_plain and isinstance(sizes, array) else None
-    if library is not None:
-        rounded = array("q", sizes if allocator.rounds_to_blocks else map(settings.round_size, sizes))
+    library = native.library(program.num_events) if allocator.is_plain else None
+    if library is not None and isinstance(sizes, array):
+        rounded = sizes if allocator.rounds_to_blocks else array("q", map(settings.round_size, sizes))
         found = library.replay(program.packed, program.flushes, rounded, allocator.capacity, settings.large_segment_size)
         if found is not None:
             return _ending(found, explains=explains)

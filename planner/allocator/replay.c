@@ -86,7 +86,23 @@ static void take(Pool *pool, int64_t i)
     memmove(&pool->entries[i], &pool->entries[i + 1], (size_t)(pool->count - i) * sizeof(Entry));
 }
 
-static void drop(Pool *pool, const Block *block) { take(pool, search(pool, block->size, block->address)); }
+static int64_t find(const Pool *pool, const Block *block) { return search(pool, block->size, block->address); }
+
+/* Another block instead of the one at i: what lies between their places moves by one. */
+static void exchange(Pool *pool, int64_t i, const Block *block, int64_t index)
+{
+    Entry *entries = pool->entries;
+    int64_t j = search(pool, block->size, block->address);
+    if (j > i) {
+        j--;
+        memmove(&entries[i], &entries[i + 1], (size_t)(j - i) * sizeof(Entry));
+    } else {
+        memmove(&entries[j + 1], &entries[j], (size_t)(i - j) * sizeof(Entry));
+    }
+    entries[j].size = block->size;
+    entries[j].address = block->address;
+    entries[j].block = index;
+}
 
 static int64_t new_block(Allocator *a, int64_t address, int64_t size, int64_t previous, int64_t next)
 {
@@ -179,11 +195,11 @@ static int allocate(Allocator *a, int64_t size, int64_t *index)
     int64_t i = search(pool, size, -1), rest;
     if (i < pool->count) {
         *index = pool->entries[i].block;
-        take(pool, i);
     } else {
         int status = grow(a, size, index);
         if (status != DONE)
             return status;
+        i = NONE;
     }
     rest = a->blocks[*index].size - size;
     if (rest >= pool->least_rest) {
@@ -195,8 +211,12 @@ static int allocate(Allocator *a, int64_t size, int64_t *index)
             a->blocks[following].previous = tail;
         a->blocks[*index].next = tail;
         a->blocks[*index].size = size;
-        if (put(pool, &a->blocks[tail], tail) != DONE)
+        if (i != NONE)
+            exchange(pool, i, &a->blocks[tail], tail);
+        else if (put(pool, &a->blocks[tail], tail) != DONE)
             return NO_MEMORY;
+    } else if (i != NONE) {
+        take(pool, i);
     }
     a->blocks[*index].is_free = 0;
     a->allocated += a->blocks[*index].size;
@@ -210,12 +230,12 @@ static int free_block(Allocator *a, int64_t index)
 {
     Block *block = &a->blocks[index];
     Pool *pool = block->size <= SMALL_SIZE ? &a->small : &a->large;
-    int64_t other;
+    int64_t other, i = NONE; /* i: the entry of a neighbour, which the joined block takes over */
     block->is_free = 1;
     a->allocated -= block->size;
     other = block->next;
     if (other != NONE && a->blocks[other].is_free) {
-        drop(pool, &a->blocks[other]);
+        i = find(pool, &a->blocks[other]);
         block->size += a->blocks[other].size;
         block->next = a->blocks[other].next;
         if (block->next != NONE)
@@ -224,7 +244,9 @@ static int free_block(Allocator *a, int64_t index)
     }
     other = block->previous;
     if (other != NONE && a->blocks[other].is_free) {
-        drop(pool, &a->blocks[other]);
+        if (i != NONE)
+            take(pool, i);
+        i = find(pool, &a->blocks[other]);
         a->blocks[other].size += block->size;
         a->blocks[other].next = block->next;
         if (block->next != NONE)
@@ -232,7 +254,10 @@ static int free_block(Allocator *a, int64_t index)
         forget(a, index);
         index = other;
     }
-    return put(pool, &a->blocks[index], index);
+    if (i == NONE)
+        return put(pool, &a->blocks[index], index);
+    exchange(pool, i, &a->blocks[index], index);
+    return DONE;
 }
 
 /*

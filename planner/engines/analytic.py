@@ -23,7 +23,7 @@ from planner.engines.resting import Resting, rest
 from planner.engines.step import run_step
 from planner.engines.traps import find_traps
 from planner.errors import UnsupportedModelError
-from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
+from planner.formulas.workspace import PRODUCT_THREADS, workspace_of
 from planner.ledger import Allocation, Category, Ledger, Phase, Rows, Span
 from planner.preparation import Preparation, prepare
 from planner.recipe import Recipe
@@ -53,14 +53,14 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         UnsupportedRecipeError: The real stack would refuse the recipe on this model.
     """
     capability = device.compute_capability if device else DEFAULT_CAPABILITY
-    base = _foundation(spec, recipe, stack)
+    base = foundation_of(spec, recipe, stack)
     known, preparation, resting = base.known, base.preparation, base.resting
     kernels = kernels_of(preparation, recipe, capability)
     steps, spans = base.layouts(recipe, kernels).steps(recipe)
 
     end = spans[-1].end
     rows = Rows(row if row.end else row._replace(end=end) for row in resting.rows)
-    workspace = cublas_workspace(capability[0])
+    workspace = workspace_of(device, capability)
     for thread in PRODUCT_THREADS:
         name = f"cuBLAS workspace of the {thread} thread"
         rows.add(Allocation(name, Category.WORKSPACE, workspace, resting.prepare_end, end))
@@ -74,21 +74,21 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         paged_bytes=resting.managed_bytes,
         host_ram_bytes=host_ram(spec, recipe, known) + resting.host_bytes,
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
-        _write=lambda ahead: _course(spec, base, recipe, kernels, capability[0], ahead),
+        _write=lambda ahead: _course(spec, base, recipe, kernels, workspace, ahead),
         run_key=(kernels, workspace),
         races=known.reads_ahead,
         _find_traps=lambda: find_traps(preparation, recipe, lambda r: analyse(spec, r, stack, device).ledger.high[1]),
     )
 
 
-def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, capability_major: int, ahead: int | None) -> History:
+def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, workspace: int, ahead: int | None) -> History:
     """The history; its modules are loaded when somebody asks."""
     from planner.engines.course import Course
 
     def write(recipe: Recipe) -> History:
-        return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, capability_major).write(ahead)
+        return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace).write(ahead)
 
-    key = (kernels, capability_major, ahead, *_values(recipe, _BATCH))
+    key = (kernels, workspace, ahead, *_values(recipe, _BATCH))
     return base.known_histories.get(key, lambda: Histories(write)).history(recipe)
 
 
@@ -156,7 +156,20 @@ def _values(recipe: Recipe, leave_out: frozenset[str] = frozenset()) -> tuple[ob
     )
 
 
-def _foundation(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
+def foundation_of(spec: ModelSpec, recipe: Recipe, stack: Stack) -> _Foundation:
+    """
+    What of a run hangs neither on the batch nor on the card.
+
+    Args:
+        spec: The checkpoint.
+        recipe: A resolved recipe.
+        stack: The library versions.
+
+    Raises:
+        UnsupportedModelError: The closed form does not know the family's step.
+        UnsupportedRecipeError: The real stack would refuse the recipe on this model.
+    """
+
     def make() -> _Foundation:
         known = behaviours(stack, recipe)
         preparation = prepare(spec, recipe, known)

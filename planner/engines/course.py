@@ -7,14 +7,13 @@ Layers run in their order here, since an allocator's holes hang on it; of a stre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.engines.arrival import Arrival, placed
 from planner.engines.optimizing import Trained, clip, make_states, update
 from planner.engines.resting import Resting, trained_tensors
 from planner.engines.step import Step
-from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
+from planner.formulas.workspace import PRODUCT_THREADS
 from planner.history import History, Stretch
 from planner.ledger import Category, Phase
 from planner.repetition import Repetition, repetition
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 _STEPS = 2
 """Steps of a history: states appear in the first, the second is like all that follow."""
-
-_ENOUGH = 6
-"""Instances to unroll to see whether three stand for all: with that many, some have a neighbour on each side that is a copy too."""
 
 
 class _InOrder(Step):
@@ -85,7 +81,7 @@ class Course:
         known: What the stack does.
         resting: What the optimizer walks over.
         kernels: What the card runs.
-        capability_major: Of the card: its cuBLAS workspaces.
+        workspace: Bytes of one cuBLAS workspace on the card.
     """
 
     def __init__(
@@ -97,10 +93,10 @@ class Course:
         known: Behaviours,
         resting: Resting,
         kernels: Kernels,
-        capability_major: int,
+        workspace: int,
     ) -> None:
         self.spec, self.decoder, self.preparation, self.recipe, self.known = spec, decoder, preparation, recipe, known
-        self.resting, self.kernels, self.workspace = resting, kernels, cublas_workspace(capability_major)
+        self.resting, self.kernels, self.workspace = resting, kernels, workspace
         self.history = History()
 
     def write(self, ahead: int | None = 0) -> History:
@@ -115,7 +111,7 @@ class Course:
             return self._write(ahead, leaves_out=False)
         found = self._write(ahead, leaves_out=True)
         try:
-            unroll_events(replace(found, repeat=min(found.repeat, _ENOUGH)))
+            unroll_events(found)
         except NotRepeatable:
             return self._write(ahead, leaves_out=False)
         return found

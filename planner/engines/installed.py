@@ -26,6 +26,29 @@ def traced_engine(stack: Stack | None, progress: Callable[[str], None] | None = 
         MissingExtraError: A library that it runs is not installed.
         InvalidRecipeError: Other versions were asked for than are installed.
     """
+    check_installed(stack)
+    if progress:
+        progress("importing torch and transformers")
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # bitsandbytes and transformers say what a machine without a card lacks
+    try:
+        from planner.engines import traced
+    finally:
+        logging.disable(disabled)
+    return traced
+
+
+def check_installed(stack: Stack | None) -> None:
+    """
+    Refuse what the traced engine cannot run here; nothing is imported for that.
+
+    Args:
+        stack: As for `traced_engine`.
+
+    Raises:
+        MissingExtraError: A library that it runs is not installed.
+        InvalidRecipeError: Other versions were asked for than are installed.
+    """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
@@ -42,15 +65,6 @@ def traced_engine(stack: Stack | None, progress: Callable[[str], None] | None = 
             f"stack asks for {', '.join(others)}, but the traced engine runs what is installed",
             hint="leave --stack out, install those versions, or pass --engine analytic",
         )
-    if progress:
-        progress("importing torch and transformers")
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # bitsandbytes and transformers say what a machine without a card lacks
-    try:
-        from planner.engines import traced
-    finally:
-        logging.disable(disabled)
-    return traced
 
 
 def _release(version: str) -> str:

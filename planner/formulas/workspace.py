@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from planner.dtypes import DType
 from planner.formulas.blocks import TensorBytes, Tensors, larger, smaller
 from planner.units import KIB, MIB, ceil_div, round_up
+
+if TYPE_CHECKING:
+    from planner.device import Device
 
 PRODUCT_THREADS = ("forward", "autograd")
 """
@@ -28,6 +31,18 @@ def cublas_workspace(capability_major: int) -> int:
         torch@2.13.0, aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize and getCUDABlasLtWorkspaceSize.
     """
     return 32 * MIB if capability_major in (9, 10, 12) else 2 * 4096 * KIB + 8 * 16 * KIB
+
+
+def workspace_of(device: Device | None, capability: tuple[int, int]) -> int:
+    """
+    Bytes of one cuBLAS workspace on a card: what was measured there, else the formula.
+
+    Args:
+        device: The card; None for one like most.
+        capability: Its compute capability, or that of one like most.
+    """
+    own = device.own.workspace_bytes if device is not None and device.own is not None else None
+    return cublas_workspace(capability[0]) if own is None else own
 
 
 class Attention(NamedTuple):

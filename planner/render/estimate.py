@@ -32,6 +32,7 @@ def lines(report: Report, terminal: Terminal, *, explain: bool = False) -> list[
     parts += [_spaced(_traps(report, terminal) + _suggestions(report, terminal))]
     parts += [
         _spaced(_warnings(report, terminal)),
+        _spaced(_near(report, terminal)),
         _spaced(_next(report, terminal, explained=explain)),
         _small_print(report, terminal),
     ]
@@ -212,6 +213,15 @@ def _warnings(report: Report, terminal: Terminal) -> list[str]:
     return rows
 
 
+def _near(report: Report, terminal: Terminal) -> list[str]:
+    """How good a prediction was where one was verified on this card."""
+    if report.near is None:
+        return []
+    from planner.render.records import near_lines
+
+    return labelled("record", near_lines(report.near, terminal, _LABEL), _LABEL)
+
+
 def _race(report: Report) -> list[str]:
     """The range of what is reserved, where the stack leaves it to chance."""
     if report.device is None:
@@ -243,7 +253,9 @@ def pasteable(command: str, width: int) -> list[str]:
 def _small_print(report: Report, terminal: Terminal) -> list[str]:
     text = "* not simulated: a usual reserve and CUDA context; --gpu NAME simulates a card"
     if report.device is not None:
-        text = f"* with a CUDA context of {human(report.device.context_bytes)}, as published; reserved is simulated"
+        own = report.details is not None and report.details.device is not None and report.details.device.own is not None
+        said = "measured on this card" if own else "as published"
+        text = f"* with a CUDA context of {human(report.device.context_bytes)}, {said}; reserved is simulated"
     text = terminal.cut(text, terminal.width)
     stack = terminal.cut(f"Stack: {report.stack['source']}, versions in --explain", terminal.width)
     return [terminal.paint(row, "dim") for row in (text, stack)]

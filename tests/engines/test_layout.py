@@ -10,7 +10,7 @@ from planner import stack as stacks
 from planner.api import estimate
 from planner.architecture import build_spec
 from planner.catalog import find_checkpoint
-from planner.engines.analytic import _foundation
+from planner.engines.analytic import foundation_of
 from planner.engines.course import Course
 from planner.engines.layout import Histories, Layouts
 from planner.engines.modules import kernels_of
@@ -47,7 +47,7 @@ def test_a_recorded_step_equals_one_that_is_run(model: str, knobs: dict[str, obj
     for _ in range(12):
         batch, length = draw.choice((1, 1, 2, 3, 7)), draw.choice((1, 3, 100, 512, 1000, 1536, 2048, 4096, 5000, 9000))
         recipe = stacks.resolve(make_recipe(batch_size=batch, seq_len=length, **knobs), stack, spec.dtype)
-        base = _foundation(spec, recipe, stack)
+        base = foundation_of(spec, recipe, stack)
         kernels = kernels_of(base.preparation, recipe, (8, 0))
 
         def run(recipe, base=base, kernels=kernels):
@@ -73,7 +73,7 @@ def test_a_recorded_history_equals_one_that_is_written(model: str, knobs: dict[s
     for _ in range(8):
         batch, length = draw.choice((1, 1, 2, 3, 7)), draw.choice((1, 3, 100, 512, 1000, 1536, 2048, 4096, 5000, 9000))
         recipe = stacks.resolve(make_recipe(batch_size=batch, seq_len=length, **knobs), stack, spec.dtype)
-        base = _foundation(spec, recipe, stack)
+        base = foundation_of(spec, recipe, stack)
         kernels = kernels_of(base.preparation, recipe, (8, 0))
 
         def write(recipe, base=base, kernels=kernels):
