@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from planner.stack import Stack
     from planner.sweeping import sweep
     from planner.tracing import trace
+    from planner.verification import Verification
+    from planner.verifying import verify
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ __all__ = [
     "Report",
     "Stack",
     "Verdict",
+    "Verification",
     "__version__",
     "bars",
     "compare",
@@ -46,6 +49,7 @@ __all__ = [
     "sweep",
     "trace",
     "verdicts",
+    "verify",
 ]
 
 _HOME = {
@@ -57,6 +61,7 @@ _HOME = {
     "Report": "report",
     "Stack": "stack",
     "Verdict": "report",
+    "Verification": "verification",
     "bars": "render.breakdown",
     "compare": "api",
     "estimate": "api",
@@ -65,6 +70,7 @@ _HOME = {
     "sweep": "sweeping",
     "trace": "tracing",
     "verdicts": "api",
+    "verify": "verifying",
 }
 
 

@@ -12,6 +12,7 @@ QplanError                     something about the request; exit code 2
 ├── InvalidGridError           a grid's file that no sweep can be made from
 ├── InvalidOutputError         a file that cannot be written as asked
 ├── InvalidRecordError         a record of a verification that cannot be read
+├── MeasurementError           a measurement died, hung, or trained nothing
 ├── InvalidArrayError          numbers that cannot be quantised as asked
 └── UnavailableError           something that is needed is missing or unreachable; exit code 3
     ├── HubError               the Hugging Face Hub could not be reached, or it refused
@@ -80,6 +81,10 @@ class InvalidRecordError(QplanError):
 
 class InvalidArrayError(QplanError):
     """Numbers that cannot be quantised as asked: not finite, of another type, or a grid that does not exist."""
+
+
+class MeasurementError(QplanError):
+    """A measurement that gave no number: its process died or hung, or its training step trained nothing."""
 
 
 class UnavailableError(QplanError):

@@ -7,6 +7,7 @@ Where a model's layers repeat, three instances of the repeated stretch stand for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -99,3 +100,25 @@ class History:
         sizes = list(self.sizes)
         sizes[self.warm_up] = min(sizes[self.warm_up], max(total_bytes - WARM_UP_MARGIN, 0))
         return sizes
+
+    def model_dump(self) -> dict[str, Any]:
+        """Every column as JSON can hold it."""
+        found = {name: list(getattr(self, name)) for name in ("sizes", "names", "scopes", "owners", "events", "flushes")}
+        return {
+            **found,
+            "categories": [category.value for category in self.categories],
+            "stretches": [[s.phase.value, s.begin, s.end, s.instance] for s in self.stretches],
+            "repeat": self.repeat,
+            "layers": self.layers,
+            "warm_up": self.warm_up,
+        }
+
+    @classmethod
+    def parse(cls, dumped: Mapping[str, Any]) -> History:
+        """A history from what `model_dump` gave."""
+        columns = {name: value for name, value in dumped.items() if name not in ("categories", "stretches")}
+        return cls(
+            **columns,
+            categories=[Category(c) for c in dumped["categories"]],
+            stretches=[Stretch(Phase(phase), *rest) for phase, *rest in dumped["stretches"]],
+        )

@@ -48,6 +48,17 @@ def read(*, thorough: bool = True) -> Machine:
         return Machine(version, None if cuda is None else (cuda // 1000, cuda % 1000 // 10), cards, found.unanswered)
 
 
+def driver_version() -> str | None:
+    """
+    The driver's version; None where it does not say.
+
+    Raises:
+        UnavailableError: There is no NVML to ask.
+    """
+    with _opened() as pynvml:
+        return _Questions(pynvml).ask("driver", pynvml.nvmlSystemGetDriverVersion)
+
+
 class _Questions:
     """Calls of NVML, and why some were not answered."""
 

@@ -52,7 +52,7 @@ def reserve_per_mille(allocated_bytes: int, reserved_bytes: int) -> int:
 
 def remember(device: Device, values: OwnValues) -> Path:
     """
-    Keep what was measured on a card; what was kept of it before is replaced.
+    Keep what was measured on a card, in place of what was kept of it before; a figure that was not measured now stays.
 
     Returns:
         Its file.
@@ -62,7 +62,9 @@ def remember(device: Device, values: OwnValues) -> Path:
     """
     if not _is_sane(values._asdict()):
         raise InvalidOutputError(f"what was measured on {device.name} cannot be: {values}", hint="measure it again")
-    path = _file(device)
+    path, before = _file(device), recall(device)
+    if before is not None:
+        values = values._replace(**{name: old for name, old in before._asdict().items() if getattr(values, name) is None})
     capability = list(device.compute_capability)
     document = {"schema_version": SCHEMA_VERSION, "name": device.name, "compute_capability": capability, **values._asdict()}
 

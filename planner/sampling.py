@@ -206,11 +206,17 @@ class MemorySampler:
             self.pid = pid
             self._found.others.pop(pid, None)
 
-    def phase(self, name: str) -> None:
-        """The phase so far ends, and that one begins, or goes on."""
+    def phase(self, name: str) -> int | None:
+        """
+        The phase so far ends, and that one begins, or goes on.
+
+        Returns:
+            What NVML says that the process holds at this very moment; None where it does not say.
+        """
         with self._lock:
-            self._sample()
+            held = self._sample()
             self._phase = name
+            return held
 
     def told(self, free_bytes: int, total_bytes: int) -> None:
         """What the process itself learned from cudaMemGetInfo: it counts where NVML does not answer."""
@@ -235,15 +241,15 @@ class MemorySampler:
                     return
                 self._sample()
 
-    def _sample(self) -> None:
-        """One reading, into the phase that it falls in."""
+    def _sample(self) -> int | None:
+        """One reading, into the phase that it falls in; what NVML itself says of the process."""
         if self._is_lost or self._baseline is None:
-            return
+            return None
         reading, found, now = self._gauge.read(), self._found, perf_counter()
         found.longest_gap, found.last = max(found.longest_gap, now - found.last), now
         if reading.is_lost:
             self._is_lost = True
-            return
+            return None
         found.num_samples += 1
         found.unanswered |= reading.unanswered
         memory = reading.memory or self._told
@@ -254,6 +260,7 @@ class MemorySampler:
         phase.process_bytes = _most((phase.process_bytes, own))
         phase.device_used_bytes = _most((phase.device_used_bytes, memory.used_bytes if memory else None))
         phase.others_bytes = _most((phase.others_bytes, others))
+        return next((row.used_bytes for row in reading.rows or () if row.pid in (self.pid, self._alias)), None)
 
     def _own(self, reading: nvml.Reading, memory: Memory | None, others: int | None) -> int | None:
         """What the watched process holds: as NVML says, or what the card holds more than before it, less what others hold more."""

@@ -10,7 +10,7 @@ import pytest
 
 import planner
 from planner import api
-from planner.allocator import replay
+from planner.allocator.program import run
 from planner.device import Device
 from planner.errors import InvalidRecipeError, UnknownDeviceError, UnknownModelError, UnsupportedRecipeError
 from planner.spec import ModelSpec
@@ -274,7 +274,7 @@ def test_the_environments_allocator_settings_are_the_runs(monkeypatch):
 def test_what_is_simulated_waits_until_somebody_asks(monkeypatch):
     """An estimate alone runs no allocator; its verdict does, once."""
     ran = []
-    monkeypatch.setattr("planner.simulation.replay", lambda *args: ran.append(args) or replay(*args))
+    monkeypatch.setattr("planner.simulation.run", lambda *args: ran.append(args) or run(*args))
     report = api.estimate(LLAMA_7B, gpu="a6000", stack="latest")
     _ = report.peak.allocated_bytes, report.suggestions, report.outlook
 

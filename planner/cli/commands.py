@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from planner.errors import QplanError
 
-NAMES = ("estimate", "sweep", "compare", "gpus", "models", "doctor", "records")
+NAMES = ("estimate", "sweep", "compare", "gpus", "models", "doctor", "verify", "records")
 
 EXAMPLES = {
     "estimate": "Example: qplan estimate meta-llama/Llama-2-70b-hf --rank 16 --gpu a6000",
@@ -21,6 +21,7 @@ EXAMPLES = {
     "gpus": "Example: qplan gpus meta-llama/Llama-3.1-8B --method lora",
     "models": "Example: qplan models qwen3 8b",
     "doctor": "Example: qplan doctor --json",
+    "verify": "Example: qplan verify my-small-config.json --device cpu",
     "records": "Example: qplan records export records.json",
 }
 

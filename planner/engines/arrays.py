@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from planner import stack as stacks
+from planner.device import Device
 from planner.engines import analytic
 from planner.engines.dominance import Bounds, undominated
 from planner.engines.modules import Kernels, kernels_of
 from planner.engines.resting import Resting, trained_tensors
 from planner.engines.step import run_step
+from planner.errors import InvalidRecipeError
 from planner.extrapolation import unroll
 from planner.formulas.four_bit_kernel import NEVER_FUSED_ABOVE_TOKENS
 from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
@@ -42,15 +44,12 @@ from planner.spec import ModelSpec
 from planner.stack import Stack
 from planner.symbolic import Recording
 
-if TYPE_CHECKING:
-    pass
-
 Integers = npt.NDArray[np.int64]
 
 PHASES = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER_STEP)
 """What the codes of `Peaks.at` stand for: the phases in the order in which the first of equal peaks is taken."""
 
-_EXACT = 1 << 53
+_EXACT, _COUNTABLE = 1 << 53, 1 << 63
 _BLOCK = 1 << 14
 """Points that are evaluated at a time: so many keep the matrices in the processor's cache."""
 _INPUTS = ("batch_size", "seq_len", "rank")
@@ -171,8 +170,24 @@ class Peaks:
         peaks, phases = np.empty(len(batch), np.int64), np.empty(len(batch), np.int8)
         for begin in range(0, len(batch), _BLOCK):
             block = slice(begin, begin + _BLOCK)
-            self._block(rank, batch[block], length[block], capability, peaks[block], phases[block])
+            points = batch[block], length[block]
+            try:
+                self._block(rank, *points, capability, peaks[block], phases[block])
+            except _NotExactError:
+                self._one_by_one(rank, *points, capability, peaks[block], phases[block])
         return peaks, phases
+
+    def _one_by_one(
+        self, rank: int, batch: Integers, length: Integers, capability: tuple[int, int], peaks: Integers, phases: npt.NDArray[np.int8]
+    ) -> None:
+        """What `_block` does, in Python's integers: for sizes that float64 cannot count."""
+        device = Device("", 0, capability)
+        for i, (sequences, tokens) in enumerate(zip(batch.tolist(), length.tolist(), strict=True)):
+            found = analytic.analyse(self.spec, self._resolved(rank, sequences, tokens), self.stack, device)
+            phase, peak = found.ledger.high
+            if peak >= _COUNTABLE:
+                raise InvalidRecipeError(f"{sequences:,} sequences of {tokens:,} tokens need more than 2**63 bytes")
+            peaks[i], phases[i] = peak, PHASES.index(phase)
 
     def _block(
         self, rank: int, batch: Integers, length: Integers, capability: tuple[int, int], peaks: Integers, phases: npt.NDArray[np.int8]
@@ -277,16 +292,16 @@ def _evaluate(m: _Moments, batch: Integers, length: Integers) -> tuple[npt.NDArr
     limits = {"batch_size": int(batch.max()), "seq_len": int(length.max())}
     for quotient in m.quotients:
         top = evaluate(_absolute(quotient.numerator), limits)
-        assert top < _EXACT, "sizes beyond 2**53 bytes"
+        _check_exact(top)
         limits[quotient.name] = top // quotient.divisor.get((), 1) + 1
         values[quotient.name] = _divided(_values(quotient.numerator, values), _values(quotient.divisor, values), up=quotient.up)
     holds = np.ones(len(batch), np.bool_)
     for sign, polynomial, answer in m.questions:
-        assert evaluate(_absolute(polynomial), limits) < _EXACT, "sizes beyond 2**53 bytes"
+        _check_exact(evaluate(_absolute(polynomial), limits))
         holds &= _compared(sign, _values(polynomial, values)) == answer
     if not holds.all():
         values = {name: value[holds] for name, value in values.items()}
-    assert max(evaluate(_absolute(row), limits) for row in m.rows) < _EXACT, "sizes beyond 2**53 bytes"
+    _check_exact(max(evaluate(_absolute(row), limits) for row in m.rows))
     monomials = list(dict.fromkeys(monomial for row in m.rows for monomial in row))
     matrix = np.array([[row.get(monomial, 0) for monomial in monomials] for row in m.rows], np.float64)
     table = np.empty((len(monomials), int(holds.sum())), np.float64)
@@ -300,6 +315,15 @@ def _evaluate(m: _Moments, batch: Integers, length: Integers) -> tuple[npt.NDArr
         codes[high > best] = code
         np.maximum(best, high, out=best)
     return holds, best.astype(np.int64), codes
+
+
+class _NotExactError(Exception):
+    """Something may be larger than float64 can count."""
+
+
+def _check_exact(limit: int) -> None:
+    if limit >= _EXACT:
+        raise _NotExactError
 
 
 def _values(p: Polynomial, values: dict[str, Any]) -> Any:

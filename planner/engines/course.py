@@ -7,7 +7,6 @@ Layers run in their order here, since an allocator's holes hang on it; of a stre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.engines.arrival import Arrival, placed
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 _STEPS = 2
 """Steps of a history: states appear in the first, the second is like all that follow."""
-
-_ENOUGH = 6
-"""Instances to unroll to see whether three stand for all: with that many, some have a neighbour on each side that is a copy too."""
 
 
 class _InOrder(Step):
@@ -115,7 +111,7 @@ class Course:
             return self._write(ahead, leaves_out=False)
         found = self._write(ahead, leaves_out=True)
         try:
-            unroll_events(replace(found, repeat=min(found.repeat, _ENOUGH)))
+            unroll_events(found)
         except NotRepeatable:
             return self._write(ahead, leaves_out=False)
         return found

@@ -94,7 +94,7 @@ def undominated(bounds: Bounds, rows: Sequence[Polynomial], phases: Sequence[int
     codes = np.array(phases)
     exact = np.abs(matrix) @ np.maximum(np.abs(low), np.abs(high)).sum(axis=1) < _EXACT
     kept: list[int] = [int(i) for i in np.flatnonzero(~exact)]
-    for i in np.argsort(-(matrix @ low.sum(axis=1)), kind="stable"):
+    for i in np.lexsort((codes, -(matrix @ low.sum(axis=1)))):
         if not exact[i]:
             continue
         differences = matrix[kept] - matrix[i]

@@ -42,6 +42,7 @@ class Books:
         is_in_layer: Whether one of the repeated layers runs, or its backward.
         vocab_size: Width of the logits.
         live: Which storage of the history a live storage is, by its address.
+        named: Which storages something holds by name.
         rules: What runs otherwise than the mode would run it, by operation.
     """
 
@@ -60,6 +61,7 @@ class Books:
         self.is_in_layer = False
         self.vocab_size: int | None = None
         self.live: dict[int, int] = {}
+        self.named: set[int] = set()
         self.inherits = True
         self.rules: dict[Any, Rule] = {}
         self._is_leaving = self._copies_weight = False
@@ -102,6 +104,9 @@ class Books:
     def updating(self) -> AbstractContextManager[Any]:
         """Inside, an optimizer steps."""
         return nullcontext()
+
+    def loss(self, loss: torch.Tensor) -> None:
+        """A forward has given its loss."""
 
     def unseen(self, x: torch.Tensor) -> torch.UntypedStorage | None:
         """The storage of a tensor that is held but that no operation made, if it counts: a file that is mapped to memory."""
@@ -202,6 +207,13 @@ class Books:
             history = self.history
             history.names[index], history.scopes[index] = name, scope
             history.categories[index], history.owners[index] = category, owner
+            self.named.add(index)
+
+    def name_tables(self) -> None:
+        """What loading left and nobody holds by name are tables that libraries keep: those of bitsandbytes' kernels for the CPU."""
+        for index in set(self.live.values()) - self.named:
+            if self.history.categories[index] is Category.PARAMETER:
+                self.history.categories[index] = Category.WORKSPACE
 
     # Where the run is
 

@@ -43,7 +43,9 @@ class Building(NamedTuple):
     trainable: dict[str, nn.Parameter]
 
 
-def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books) -> Building:
+def build(
+    blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books, source: str | None = None, revision: str | None = None
+) -> Building:
     """
     Load, quantise, prepare and wrap, on the card.
 
@@ -52,9 +54,11 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books)
         recipe: The resolved recipe.
         known: Facts of the installed stack, for what a recipe names and no library does by itself.
         books: The active books, which say where the model goes and what the loader reads.
+        source: A Hub id or a folder that it reads instead.
+        revision: Of a Hub id.
     """
     with books.during(Phase.LOAD):
-        model = _load(blueprint, recipe, books)
+        model = _load(blueprint, recipe, books, source, revision)
     base = model
     books.vocab_size = getattr(model.config.get_text_config(), "vocab_size", None)
     with books.during(Phase.PREPARE):
@@ -80,23 +84,30 @@ def build(blueprint: Blueprint, recipe: Recipe, known: Behaviours, books: Books)
         model.train()
     name_model(model, books, blueprint.instances)
     name_map(books)
+    if books.device == "cpu":
+        books.name_tables()
     return Building(model, base, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
 
-def _load(blueprint: Blueprint, recipe: Recipe, books: Books) -> Any:
-    bare = skeleton(blueprint.model_class, blueprint.config, DTYPES[recipe.dtype], blueprint.attn)
+def _load(blueprint: Blueprint, recipe: Recipe, books: Books, source: str | None, revision: str | None) -> Any:
     instances = blueprint.instances
-    checkpoint = books.checkpoint(stored_tensors(bare), instances.of_name if instances else _nobody)
+    more: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if source is None:
+        bare = skeleton(blueprint.model_class, blueprint.config, DTYPES[recipe.dtype], blueprint.attn)
+        more["state_dict"] = books.checkpoint(stored_tensors(bare), instances.of_name if instances else _nobody)
+    more |= loading_arguments(to_card=recipe.is_quantized)
     quantization = _quantization(recipe)
+    if quantization is not None:
+        more["quantization_config"] = quantization
+        if books.device == "cpu":
+            more["device_map"] = {"": "cpu"}  # else transformers looks for a card
     with quiet(), _warm_up(instances, books):
         return blueprint.model_class.from_pretrained(  # type: ignore[attr-defined]
-            None,
+            source,
             config=blueprint.config,
-            state_dict=checkpoint,
             attn_implementation=blueprint.attn,
             **dtype_argument(DTYPES[recipe.dtype]),
-            **loading_arguments(to_card=recipe.is_quantized),
-            **({} if quantization is None else {"quantization_config": quantization}),
+            **more,
         )
 
 

@@ -119,6 +119,7 @@ class Training:
                 outputs.clear()
                 batch = self._batch()
                 loss, output = self._forward(batch)
+                books.loss(loss)
                 outputs.append(output)
                 del output
             with books.during(Phase.BACKWARD), _no_inheritance(books):

@@ -250,7 +250,7 @@ def _indexed(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[
         positions = value.nonzero().unbind(1)
         masks += [8 * p.numel() for p in positions]
         found += positions
-    if masks:
+    if masks and recorder.device == "cuda":
         recorder.scratch("indices of a mask", *masks)
     return recorder.run(func, (x, found, *rest), kwargs)
 
@@ -274,7 +274,7 @@ def _grouped_product(recorder: Recorder, func: Any, args: tuple[Any, ...], kwarg
 
 
 def rules() -> dict[Any, Rule]:
-    """Operations that the meta device cannot run as CUDA does."""
+    """Operations that the meta device cannot run as the run's device does."""
     return {
         _aten._local_scalar_dense.default: _number,
         _aten.is_nonzero.default: _truth,

@@ -75,7 +75,7 @@ class Recorder(Books, TorchDispatchMode):
         lowered = [values.lower(a, ghosts) for a in args]
         named = {name: values.lower(a, ghosts) for name, a in kwargs.items()} if kwargs else {}
         device = named.get("device")
-        if not ghosts and self._is_elsewhere(device) and not values.is_weight(func, args, self._host_limit):
+        if not ghosts and self._is_elsewhere(device) and not self._is_weight(func, args, device):
             return self._run_real(func, args, kwargs)
         on_host = self._goes_to_host(device, ghosts)
         if device is not None or not ghosts:
@@ -107,6 +107,10 @@ class Recorder(Books, TorchDispatchMode):
     def _is_elsewhere(self, device: Any) -> bool:
         """Whether something that is made of no ghost is made on the CPU."""
         return device is None or torch.device(device).type not in ("cuda", NAME)
+
+    def _is_weight(self, func: Any, args: tuple[Any, ...], device: Any) -> bool:
+        """Whether it is made with so many elements that it has no numbers; on the meta device it has none anyway."""
+        return (device is None or torch.device(device) != META) and values.is_weight(func, args, self._host_limit)
 
     def _goes_to_host(self, device: Any, ghosts: dict[int, Ghost]) -> bool:
         if self.device == "cpu":
@@ -183,7 +187,12 @@ class Recorder(Books, TorchDispatchMode):
 
     def add_in_place(self, a: Any, b: Any) -> Any:
         """The same storage."""
-        return Ghost(a.meta)
+        return Ghost(a.meta) if isinstance(a, Ghost) else a
+
+    def sample(self) -> torch.Tensor:
+        """A ghost, on whatever device."""
+        with self.making_weights(0):
+            return super().sample()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -214,11 +223,11 @@ class Recorder(Books, TorchDispatchMode):
     @contextmanager
     def making_weights(self, limit: int) -> Iterator[None]:
         """Inside, tensors of at least so many elements that are made on the CPU have no data either."""
-        self._host_limit = limit
+        before, self._host_limit = self._host_limit, limit
         try:
             yield
         finally:
-            self._host_limit = None
+            self._host_limit = before
 
 
 class _GhostSlice(Slice):
