@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from planner.errors import QplanError
     from planner.ledger import Ledger
     from planner.recipe import Recipe
+    from planner.recommending import recommend
     from planner.render.breakdown import bars
     from planner.report import Report, Verdict
+    from planner.solution import Frontier, Solution
+    from planner.solving import solve
     from planner.spec import ModelSpec
     from planner.stack import Stack
     from planner.sweeping import sweep
@@ -32,11 +35,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Device",
+    "Frontier",
     "Ledger",
     "ModelSpec",
     "QplanError",
     "Recipe",
     "Report",
+    "Solution",
     "Stack",
     "Verdict",
     "Verification",
@@ -46,6 +51,8 @@ __all__ = [
     "estimate",
     "gpus",
     "models",
+    "recommend",
+    "solve",
     "sweep",
     "trace",
     "verdicts",
@@ -54,11 +61,13 @@ __all__ = [
 
 _HOME = {
     "Device": "device",
+    "Frontier": "solution",
     "Ledger": "ledger",
     "ModelSpec": "spec",
     "QplanError": "errors",
     "Recipe": "recipe",
     "Report": "report",
+    "Solution": "solution",
     "Stack": "stack",
     "Verdict": "report",
     "Verification": "verification",
@@ -67,6 +76,8 @@ _HOME = {
     "estimate": "api",
     "gpus": "api",
     "models": "api",
+    "recommend": "recommending",
+    "solve": "solving",
     "sweep": "sweeping",
     "trace": "tracing",
     "verdicts": "api",

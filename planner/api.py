@@ -58,6 +58,39 @@ def estimate(
     >>> estimate("meta-llama/Llama-2-70b-hf", rank=16, gpu="a6000").verdict.outcome
     'fits'
     """
+    job, device = plan(
+        model, gpu=gpu, stack=stack, engine=engine, revision=revision, every_layer=every_layer, progress=progress, **knobs
+    )
+    return job.report(device)
+
+
+def plan(
+    model: Model,
+    *,
+    gpu: str | Device | None = None,
+    stack: str | Stack = "auto",
+    engine: str = "analytic",
+    revision: str | None = None,
+    every_layer: bool = False,
+    progress: Callable[[str], None] | None = None,
+    **knobs: Any,
+) -> tuple[Job, Device | None]:
+    """
+    What `estimate` reports on: the run, and the card that was named or found.
+
+    Args:
+        model: As for `estimate`, and so is everything else.
+        gpu: As there.
+        stack: As there.
+        engine: As there.
+        revision: As there.
+        every_layer: As there.
+        progress: As there.
+        knobs: As there.
+
+    Raises:
+        QplanError: The request is wrong, or what it needs is missing.
+    """
     _check_engine(engine, every_layer=every_layer)
     device = _device(gpu)
     options = {"gpu": gpu, "stack": None if stack == "auto" else stack, "revision": revision}
@@ -66,7 +99,8 @@ def estimate(
         named["engine"] = engine
     if every_layer:
         named["every_layer"] = True
-    return Job(find_spec(model, revision), make_recipe(**knobs), find_stack(stack), knobs, named, engine, progress, every_layer).report(device)
+    job = Job(find_spec(model, revision), make_recipe(**knobs), find_stack(stack), knobs, named, engine, progress, every_layer)
+    return job, device
 
 
 def verdicts(
@@ -184,7 +218,7 @@ def find_stack(stack: str | Stack) -> Stack:
     Raises:
         UnknownStackError: They cannot be read.
     """
-    return _parsedfind_stack(stack) if isinstance(stack, str) else stack
+    return _parsed_stack(stack) if isinstance(stack, str) else stack
 
 
 @lru_cache(maxsize=64)

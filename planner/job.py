@@ -129,6 +129,15 @@ class Job:
         phase = found.ledger.high[0].value
         return verdicts_.judge(self.simulations(device), device, phase, found.ledger.engine, explains=explains)
 
+    def runs(self, device: Device) -> bool:
+        """Whether it comes to its end on a card, a tight fit included: the verdict's question alone."""
+        return self.simulations(device)[0].runs_on(verdicts_.usable_bytes(device), device.total_bytes)
+
+    def changed(self, knobs: dict[str, Any]) -> Job:
+        """The same with some knobs changed."""
+        recipe, asked = self.recipe.model_copy(update=knobs), {**self.asked, **knobs}
+        return Job(self.spec, recipe, self.stack, asked, self.options, self.engine, self.progress, self.every_layer)
+
     def outcome(self, device: Device | None) -> advice.Outcome:
         """What the run allocates, and the card's verdict: a suggestion's measure."""
         nbytes = self.analysis(device).ledger.high[1]

@@ -76,6 +76,7 @@ class Simulation:
         self._history = history
         self.settings = settings
         self._trials: dict[tuple[int, int, bool], Trial] = {}
+        self._refused: dict[tuple[int, int, bool], bool] = {}
 
     @cached_property
     def history(self) -> History:
@@ -107,6 +108,26 @@ class Simulation:
             self._trials[key] = self._try(settings, usable_bytes, total_bytes)
         return self._trials[key]
 
+    def runs_on(self, usable_bytes: int, total_bytes: int) -> bool:
+        """
+        Whether it runs on a card: what `on` says, for those who ask of many runs that fail. The card goes before the endless one, and a
+        failure is not explained.
+
+        A run that never finds the card full does the very same on an endless one, which is then known too.
+        """
+        key = (usable_bytes, total_bytes, self.settings.expandable_segments)
+        if key in self._trials or "endless" in self.__dict__:
+            return self.on(usable_bytes, total_bytes).runs
+        if key not in self._refused:
+            found = self._run(self.settings, usable_bytes, total_bytes, explains=False)[-1]
+            self._refused[key] = found.failed_at is not None
+            if found.failed_at is None:
+                trial = self._trials[key] = Trial(found.reserved_bytes, found.allocated_bytes, found.num_flushes)
+                is_simple = self.settings.per_process_memory_fraction == 1 and not self.settings.garbage_collection_threshold
+                if not found.num_flushes and is_simple and self._warm_up(total_bytes) is None:
+                    self.__dict__["endless"] = trial
+        return not self._refused[key]
+
     def fits(self, usable_bytes: int, total_bytes: int) -> bool:
         """Whether it runs on a card: without a replay where more is allocated at once than the card has."""
         if self.endless.allocated_bytes > usable_bytes:
@@ -119,6 +140,14 @@ class Simulation:
         return most if storage is not None and self.history.sizes[storage] > most else None
 
     def _try(self, settings: AllocatorSettings, usable_bytes: int | None = None, total_bytes: int | None = None) -> Trial:
+        """Run every event, and say where it fails."""
+        whole, sizes, found = self._run(settings, usable_bytes, total_bytes)
+        failure = None if found.failed_at is None else self._failure(whole, sizes, found.failed_at, found)
+        return Trial(found.reserved_bytes, found.allocated_bytes, found.num_flushes, failure)
+
+    def _run(
+        self, settings: AllocatorSettings, usable_bytes: int | None, total_bytes: int | None, *, explains: bool = True
+    ) -> tuple[Unrolled, Sequence[int], Ending]:
         """Run every event; `torch.cuda.empty_cache()` where the history has it."""
         whole = unroll_events(self.history)
         warm_up = None if total_bytes is None else self._warm_up(total_bytes)
@@ -126,9 +155,7 @@ class Simulation:
         if warm_up is not None and self.history.warm_up is not None:
             sizes = copy(sizes)
             sizes[self.history.warm_up] = max(warm_up, 0)
-        found = run(whole.program, sizes, settings, usable_bytes, total_bytes)
-        failure = None if found.failed_at is None else self._failure(whole, sizes, found.failed_at, found)
-        return Trial(found.reserved_bytes, found.allocated_bytes, found.num_flushes, failure)
+        return whole, sizes, run(whole.program, sizes, settings, usable_bytes, total_bytes, explains=explains)
 
     def _failure(self, whole: Unrolled, sizes: Sequence[int], position: int, found: Ending) -> Failure:
         history = self.history

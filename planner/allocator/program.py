@@ -108,6 +108,8 @@ def run(
     settings: AllocatorSettings,
     capacity: int | None = None,
     device_bytes: int | None = None,
+    *,
+    explains: bool = True,
 ) -> Ending:
     """
     Run every event.
@@ -118,6 +120,7 @@ def run(
         settings: What the allocator is told.
         capacity: Bytes that cudaMalloc can give; None for an endless card.
         device_bytes: The card's whole memory, which memory fractions are shares of; None takes `capacity`.
+        explains: Whether a failure is to say what was held; telling takes several times as long as the run.
     """
     allocator = CachingAllocator(capacity, settings, device_bytes=device_bytes)
     library = native.library(program.num_events) if allocator.is_plain else None
@@ -125,14 +128,14 @@ def run(
         rounded = sizes if allocator.rounds_to_blocks else array("q", map(settings.round_size, sizes))
         found = library.replay(program.packed, program.flushes, rounded, allocator.capacity, settings.large_segment_size)
         if found is not None:
-            return _ending(found)
+            return _ending(found, explains=explains)
     return _run(program, sizes, allocator)
 
 
-def _ending(found: native.Outcome) -> Ending:
+def _ending(found: native.Outcome, *, explains: bool = True) -> Ending:
     if found.failed_at < 0:
         return Ending(found.reserved_peak, found.allocated_peak, found.num_flushes)
-    held = tuple((storage, size) for storage, size in enumerate(found.held) if size >= 0)
+    held = tuple((storage, size) for storage, size in enumerate(found.held) if size >= 0) if explains else ()
     return Ending(*found[:4], held, found.allocated, found.reserved)
 
 

@@ -12,10 +12,13 @@ from typer.main import get_command
 
 from planner.errors import QplanError
 
-NAMES = ("estimate", "sweep", "compare", "gpus", "models", "doctor", "verify", "records")
+NAMES = ("estimate", "max", "fit", "which", "sweep", "compare", "gpus", "models", "verify", "records", "doctor")
 
 EXAMPLES = {
     "estimate": "Example: qplan estimate meta-llama/Llama-2-70b-hf --rank 16 --gpu a6000",
+    "max": "Example: qplan max meta-llama/Llama-3.1-8B --gpu t4 --vary batch-size",
+    "fit": "Example: qplan fit meta-llama/Llama-3.1-8B --gpu t4 --seq-len 2048 --emit trl",
+    "which": "Example: qplan which meta-llama/Llama-3.1-8B --seq-len 4096 --batch-size 4",
     "sweep": "Example: qplan sweep meta-llama/Llama-3.1-8B --gpu t4,l4 --batch-size 1:9 --seq-len 512,1024,2048 -o sweep.csv",
     "compare": "Example: qplan compare meta-llama/Llama-2-7b-hf mistralai/Mistral-7B-v0.1 --seq-len 2048",
     "gpus": "Example: qplan gpus meta-llama/Llama-3.1-8B --method lora",

@@ -58,10 +58,10 @@ def _answer(report: Report, terminal: Terminal) -> list[str]:
     }
     text = wrap(f"{word}{needs}{how[verdict.outcome]} (error {gib(verdict.error_bytes)})", terminal.width)
     rows = [terminal.paint(word, "bold", hue) + text[0][len(word) :], *text[1:]]
-    return rows + [row for sentence in _why(verdict) for row in wrap(sentence, terminal.width)]
+    return rows + [row for sentence in why(verdict) for row in wrap(sentence, terminal.width)]
 
 
-def _why(verdict: Verdict) -> list[str]:
+def why(verdict: Verdict) -> list[str]:
     """Where the run fails or has to give cached memory back, and whether expandable segments would help."""
     found, failure = [], verdict.failure
     if failure is not None:
