@@ -174,7 +174,8 @@ def _narrowed(values: Array) -> Array:
     if len(values) and (values == values[0]).all():
         return values[:1]
     if values.dtype.kind == "i" and len(values):
-        return values.astype(np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
+        low, high = int(values.min()), int(values.max())
+        return values.astype(next(t for t in (np.int8, np.int16, np.int32, np.int64) if np.iinfo(t).min <= low <= high <= np.iinfo(t).max))
     return values
 
 

@@ -76,14 +76,18 @@ class Sweep(Frame):
         """The rows in order, some thousands at a time; of a sweep that is not too large they are kept, and computed once."""
         self._done = sum(map(len, self._kept))
         yield from list(self._kept)
-        for number, units in enumerate(self._chunks()):
-            if number < len(self._kept):
-                continue
-            table = self._computer.table(units)
-            if len(self) <= _MOST_KEPT and number == len(self._kept):
-                self._kept.append(table)
-            yield table
-        self._computer.close()
+        if self._done == len(self):
+            return
+        try:
+            for number, units in enumerate(self._chunks()):
+                if number < len(self._kept):
+                    continue
+                table = self._computer.table(units)
+                if len(self) <= _MOST_KEPT and number == len(self._kept):
+                    self._kept.append(table)
+                yield table
+        finally:
+            self._computer.close()
 
     def write(self, path: str | os.PathLike[str], *, fits_only: bool = False, restart: bool = False) -> None:
         """
@@ -195,7 +199,7 @@ def sweep(
             that fails is tried again twice, then its row says why; a worker that dies stops nothing.
         executor: Runs traces: anything with the `submit` of `concurrent.futures.Executor`, or a function that makes one, which is called
             again where a worker's death breaks the first.
-        jobs: How many processes of this machine run traces. Their script must be importable, as for all of Python's spawned processes.
+        jobs: How many processes of this machine run traces.
         simulate: `auto`: the allocator is run where bounds on what it reserves leave the outcome open (`planner.deciding` says which
             bounds, and why); the outcome is that of `estimate`. `all`: it is run for every row. `none`: for no row, and the outcome is the
             outlook of a usual reserve.
