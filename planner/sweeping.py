@@ -11,7 +11,6 @@ from planner import api, catalog
 from planner.device import Device
 from planner.errors import InvalidRecipeError
 from planner.fanout import Submits, on_executor, processes
-from planner.files import write_whole
 from planner.frame import WRITERS, Frame, Streamed, check_output
 from planner.grid import Grid, Unit, make_axes
 from planner.parts import Parts, Points
@@ -105,27 +104,20 @@ class Sweep(Frame):
         """
         found = check_output(path)
         parts = Parts(found, self.grid.fingerprint(engine=self.engine, simulate=self.simulate, chunk=CHUNK), restart=restart)
+        self._done = 0
         try:
             self._computer.points = parts.points
-            rows = Streamed(lambda: self._resumed(parts))
+            for number, units in enumerate(self._chunks()):
+                if parts.has(number):
+                    self._advance(sum(map(len, units)))
+                else:
+                    parts.keep(number, self._computer.table(units))
+            rows = Streamed(parts.tables)
             kept = rows.fits_only() if fits_only else rows
-            write_whole(found, lambda file: WRITERS[found.suffix.lower()](kept.tables(), file))
+            parts.become(lambda file: WRITERS[found.suffix.lower()](kept.tables(), file))
         finally:
             parts.close()
             self._computer.close()
-        parts.discard()
-
-    def _resumed(self, parts: Parts) -> Iterator[Table]:
-        """The rows in order, those that are kept and the others, which are kept as they come."""
-        self._done = 0
-        for number, units in enumerate(self._chunks()):
-            if parts.has(number):
-                self._advance(sum(map(len, units)))
-                yield parts.read(number)
-            else:
-                table = self._computer.table(units)
-                parts.keep(number, table)
-                yield table
 
     def _chunks(self) -> Iterator[list[Unit]]:
         """The grid's units, as many together as are computed at a time: always the same."""
