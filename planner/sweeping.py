@@ -18,7 +18,7 @@ from planner.spec import ModelSpec
 from planner.stack import Stack
 from planner.table import Table
 
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 """Rows that are computed, and held, at a time."""
 _MOST_KEPT = 1 << 21
 """Rows of a sweep that are kept once they are computed; those of larger ones are computed again by each reader."""

@@ -110,11 +110,10 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
         f"sweep({TINY!r}, gpu='2GiB', stack='latest', simulate='all', batch_size=range(1, 5), seq_len=range(64, 704, 64), progress=slow)"
         f".write({str(tmp_path / 'out.csv')!r})"
     )
-    killed = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    while int(killed.stdout.readline()) < 10:
-        time.sleep(0.01)
-    killed.kill()
-    killed.wait()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as killed:
+        while int(killed.stdout.readline()) < 10:
+            time.sleep(0.01)
+        killed.kill()
     knobs = {"gpu": "2GiB", "stack": "latest", "simulate": "all", "batch_size": range(1, 5), "seq_len": range(64, 704, 64)}
     simulated = []
     monkeypatch.setattr(deciding, "judge", lambda *run: simulated.append(1) or judge(*run))
