@@ -146,6 +146,7 @@ def parameters() -> Iterator[None]:
         stack.enter_context(mock.patch.object(functional, "lib", _NoKernels()))
         stack.enter_context(mock.patch.object(bnb.optim.GlobalOptimManager, "_instance", None))  # one trace's overrides are no other's
         stack.enter_context(mock.patch.object(functional, "get_ptr", _no_address))
+        stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", _NoKernel(), create=True))  # which a CPU build lacks
         for base, make in ((bnb.nn.Params4bit, _make_four_bit), (bnb.nn.Int8Params, _make_int8)):
             stack.enter_context(mock.patch.object(base, "__new__", _Constructor(base, make)))
         yield
