@@ -32,6 +32,7 @@ from planner.spec import ModelSpec
 from planner.stack import Behaviours, Stack, behaviours
 
 if TYPE_CHECKING:
+    from planner.engines.reading import Pace
     from planner.history import History
 
 DEFAULT_CAPABILITY = (8, 0)
@@ -74,19 +75,19 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         paged_bytes=resting.managed_bytes,
         host_ram_bytes=host_ram(spec, recipe, known) + resting.host_bytes,
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
-        _write=lambda ahead: _course(spec, base, recipe, kernels, capability[0], ahead),
+        _write=lambda pace: _course(spec, base, recipe, kernels, capability[0], pace),
         run_key=(kernels, workspace),
-        races=known.reads_ahead,
+        reading=known.reading,
         _find_traps=lambda: find_traps(preparation, recipe, lambda r: analyse(spec, r, stack, device).ledger.high[1]),
     )
 
 
-def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, capability_major: int, ahead: int | None) -> History:
+def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, capability_major: int, pace: Pace) -> History:
     """The history; its modules are loaded when somebody asks."""
     from planner.engines.course import Course
 
     course = Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, capability_major)
-    return course.write(ahead)
+    return course.write(pace)
 
 
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
