@@ -68,8 +68,11 @@ class Analysis:
         slower = (100 // WORKERS, 200 // WORKERS, NEVER)
         if self.reading == "ahead":
             return tuple(partial(self._write, pace) for pace in (IN_TURN, *slower))
-        raced = [cache(partial(self._write, pace)) for pace in (0, *slower)]
-        return (*raced, *(partial(_without_flushes, write) for write in (lambda: self.history, *raced)))
+        raced: list[Callable[[], History]] = [cache(partial(self._write, pace)) for pace in (0, *slower)]
+        return (*raced, *(partial(_without_flushes, write) for write in (self._planned, *raced)))
+
+    def _planned(self) -> History:
+        return self.history
 
     @cached_property
     def traps(self) -> tuple[Trap, ...]:

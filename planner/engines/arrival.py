@@ -1,8 +1,8 @@
 """
 How a model comes onto the card, tensor by tensor: the beginning of a history.
 
-Straight to the card tensors come in the order of the checkpoint's sorted names, quantised as `reading` has it. A model that was built on the CPU is
-moved in the order of its modules. kbit-prepare then casts one by one, and adapters and buffers follow.
+Straight to the card tensors come in the order of the checkpoint's sorted names, and are quantised as `reading` has it. A model that was
+built on the CPU is moved in the order of its modules. kbit-prepare then casts one by one, and adapters and buffers follow.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Arrival:
         known: What the stack does.
 
     Source:
-        transformers@5.23.0, modeling_utils.py caching_allocator_warmup, core_model_loading.py (`dot_natural_key`); torch@2.13.0, nn/modules/module.py, Module._apply; bitsandbytes@0.50.2, functional.py, quantize_4bit;
+        transformers@5.23.0, modeling_utils.py caching_allocator_warmup, core_model_loading.py (`dot_natural_key`);
+        torch@2.13.0, nn/modules/module.py, Module._apply; bitsandbytes@0.50.2, functional.py, quantize_4bit;
         peft@0.21.2, utils/other.py, prepare_model_for_kbit_training.
     """
 
