@@ -109,7 +109,7 @@ def analyse_on_cpu(
         host_ram_bytes=ledger.high[1],
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
         run_key=("traced", "cpu"),
-        races=False,
+        reading="in_turn",
         _write=lambda _: history,
         warnings=_warnings(trace),
     )
