@@ -240,8 +240,8 @@ def test_public_names_resolve_and_are_listed():
     assert all(getattr(planner, name) is not None for name in planner.__all__)
     assert set(planner.__all__) <= set(dir(planner))
     assert callable(planner.compare)
-    with pytest.raises(AttributeError, match="no attribute 'sweep'"):
-        planner.sweep  # noqa: B018 - the access is what is tested
+    with pytest.raises(AttributeError, match="no attribute 'sweeps'"):
+        planner.sweeps  # noqa: B018 - the access is what is tested
 
 
 def test_a_run_that_fails_says_where():

@@ -26,6 +26,7 @@ NAMES = (
     "01_where_the_memory_goes",
     "02_quantization",
     "03_sweep_and_frontier",
+    "04_verify",
     "05_how_good_is_it",
 )
 LARGEST_BYTES = 400_000

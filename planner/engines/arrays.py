@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +52,15 @@ PHASES = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER_STEP)
 """What the codes of `Peaks.at` stand for: the phases in the order in which the first of equal peaks is taken."""
 
 _EXACT, _COUNTABLE = 1 << 53, 1 << 63
-_BLOCK = 1 << 14
+_BLOCK = 1 << 16
+"""Points that are sorted by their step at a time."""
+_CACHED = 1 << 13
 """Points that are evaluated at a time: so many keep the matrices in the processor's cache."""
 _INPUTS = ("batch_size", "seq_len", "rank")
 
 
-class _Moments(NamedTuple):
+@dataclass(eq=False)
+class _Moments:
     """
     The moments of a step that can be its peak, of one rank.
 
@@ -70,6 +75,25 @@ class _Moments(NamedTuple):
     phases: list[int]
     quotients: list[Quotient]
     questions: list[Question]
+
+    @cached_property
+    def monomials(self) -> list[Monomial]:
+        """What the rows are sums of."""
+        return list(dict.fromkeys(monomial for row in self.rows for monomial in row))
+
+    @cached_property
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """Coefficients, [row, monomial]."""
+        return np.array([[row.get(monomial, 0) for monomial in self.monomials] for row in self.rows], np.float64)
+
+    @cached_property
+    def largest(self) -> Polynomial:
+        """A polynomial that is above every row, and every part of one."""
+        found: dict[Monomial, int] = {}
+        for row in self.rows:
+            for monomial, coefficient in row.items():
+                found[monomial] = max(found.get(monomial, 0), abs(coefficient))
+        return found
 
 
 class _Region:
@@ -301,20 +325,27 @@ def _evaluate(m: _Moments, batch: Integers, length: Integers) -> tuple[npt.NDArr
         holds &= _compared(sign, _values(polynomial, values)) == answer
     if not holds.all():
         values = {name: value[holds] for name, value in values.items()}
-    _check_exact(max(evaluate(_absolute(row), limits) for row in m.rows))
-    monomials = list(dict.fromkeys(monomial for row in m.rows for monomial in row))
-    matrix = np.array([[row.get(monomial, 0) for monomial in monomials] for row in m.rows], np.float64)
-    table = np.empty((len(monomials), int(holds.sum())), np.float64)
-    for i, monomial in enumerate(monomials):
-        table[i] = _values({monomial: 1}, values)
-    sums = matrix @ table
-    best, codes = np.full(table.shape[1], -1.0), np.zeros(table.shape[1], np.int8)
-    for code in dict.fromkeys(m.phases):
-        first = m.phases.index(code)
-        high = sums[first : first + m.phases.count(code)].max(axis=0)
+    _check_exact(evaluate(m.largest, limits))
+    best, codes = np.empty(int(holds.sum()), np.int64), np.empty(int(holds.sum()), np.int8)
+    for begin in range(0, len(best), _CACHED):
+        part = slice(begin, begin + _CACHED)
+        some = {name: value[part] for name, value in values.items()}
+        table = np.empty((len(m.monomials), len(best[part])), np.float64)
+        for i, monomial in enumerate(m.monomials):
+            table[i] = _values({monomial: 1}, some)
+        best[part], codes[part] = _highest(m.matrix @ table, m.phases)
+    return holds, best, codes
+
+
+def _highest(sums: npt.NDArray[np.float64], phases: Sequence[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
+    """Of each column the largest sum, and the first phase that reaches it; rows come phase by phase."""
+    best, codes = np.full(sums.shape[1], -1.0), np.zeros(sums.shape[1], np.int8)
+    for code in dict.fromkeys(phases):
+        first = phases.index(code)
+        high = sums[first : first + phases.count(code)].max(axis=0)
         codes[high > best] = code
         np.maximum(best, high, out=best)
-    return holds, best.astype(np.int64), codes
+    return best, codes
 
 
 class _NotExactError(Exception):
