@@ -120,7 +120,8 @@ def find_limit(
     if knob not in STEPS:
         raise InvalidRecipeError(f"vary is `{vary}`; it must be batch-size or seq-len")
     check_timeout(timeout)
-    order = ordered(model, {k: v for k, v in knobs.items() if k != knob}, weights=weights, device=device, ceiling=ceiling, revision=revision)
+    knobs.pop(knob, None)
+    order = ordered(model, knobs, weights=weights, device=device, ceiling=ceiling, revision=revision)
     if order.card is None and ceiling is None:
         raise InvalidRecipeError("ceiling is missing: the CPU has no limit of its own here", hint="add --ceiling 2GiB, or another size")
     step = STEPS[knob]
@@ -180,14 +181,14 @@ def _predicted(order: Order, knob: str, step: int, progress: Progress | None) ->
     if order.card is not None:
         from planner.solving import solve
 
-        asked = {name: value for name, value in order.recipe.model_dump().items() if value is not None and name != knob}
-        found = solve(order.spec, gpu=order.card, vary=knob, stack=order.stack, engine="traced", multiple_of=step, progress=progress, **asked)
+        how: dict[str, Any] = {"vary": knob, "engine": "traced", "multiple_of": step, "progress": progress}
+        found = solve(order.spec, gpu=order.card, stack=order.stack, **how, **order.knobs)
         return int(getattr(found, "value", None) or 0)
     engine, ceiling = traced_engine(None, progress), order.ceiling
     assert ceiling is not None
 
     def fits(value: int) -> bool:
-        recipe = order.recipe.model_copy(update={knob: value})
+        recipe = order.resolved(**{knob: value})
         found = engine.analyse_on_cpu(order.spec, recipe, order.stack, every_layer=True)
         return bool(found.ledger.high[1] <= ceiling)
 
@@ -197,7 +198,7 @@ def _predicted(order: Order, knob: str, step: int, progress: Progress | None) ->
 
 
 def _try(order: Order, knob: str, value: int, timeout: float, progress: Progress | None) -> Try:
-    recipe = order.recipe.model_copy(update={knob: value})
+    recipe = order.resolved(**{knob: value})
     began = time.monotonic()
     last = run_child(order.job(1, recipe), timeout=timeout, progress=progress)
     seconds = time.monotonic() - began

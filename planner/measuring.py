@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Order:
 
     Attributes:
         spec, recipe, stack: The run, resolved for the installed libraries.
+        knobs: The recipe's knobs as they were asked for.
         card: The card; None for the CPU.
         where: `cpu`, `cuda` or `cuda:N`.
         weights: What the child's loader takes: `synthetic`, a Hub id or a folder.
@@ -57,6 +58,11 @@ class Order:
     weights: str
     ceiling: int | None = None
     revision: str | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+    def resolved(self, **changes: Any) -> Recipe:
+        """The recipe with some knobs changed, and what follows from them."""
+        return stack.resolve(make_recipe(**{**self.knobs, **changes}), self.stack, self.spec.dtype)
 
     def job(self, steps: int, recipe: Recipe | None = None) -> dict[str, Any]:
         """
@@ -104,7 +110,7 @@ def ordered(
     recipe = stack.resolve(make_recipe(**knobs), versions, spec.dtype)
     card = None if where == "cpu" else _card(where)
     _check(where, ceiling, recipe)
-    return Order(spec, recipe, versions, card, where, _weights(weights, model), ceiling, revision)
+    return Order(spec, recipe, versions, card, where, _weights(weights, model), ceiling, revision, dict(knobs))
 
 
 def check_timeout(timeout: object) -> None:

@@ -1,38 +1,63 @@
-"""`verify`: children that measure, and what becomes of those that die, hang, lose their parent or train nothing."""
+"""`verify`: measured beside predicted, from the request to the record."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from planner import measuring, verify
-from planner.errors import InvalidRecipeError, MeasurementError, UnavailableError, UnsupportedModelError
-from planner.supervision import Ending, supervise
+from planner.errors import InvalidRecipeError, UnavailableError
 from planner.verification import Verification
-from tests.test_supervision import ATTEND, gone
 
 pytest.importorskip("torch")
 for library in ("transformers", "peft", "bitsandbytes", "trl"):
     pytest.importorskip(library)
 
-from tests.engines.measured.runs import MODELS, job  # noqa: E402
+from tests.engines.measured.runs import MODELS, in_process  # noqa: E402
 
 PHASES = ("load", "prepare", "forward", "backward", "optimizer_step", "evaluation", "save")
 
 
 @pytest.fixture(scope="module")
-def verified() -> Verification:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where records are kept meanwhile."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def verified(home: Path) -> Verification:
     """One verification of a small model on the CPU, as a user asks for it."""
-    return verify(MODELS["llama"], device="cpu", seq_len=64, steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QPLAN_HOME", str(home))
+        return verify(MODELS["llama"], device="cpu", seq_len=64, steps=1)
+
+
+def test_a_record_is_kept(verified: Verification, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the rows that were shown, and nothing but a record's fields."""
+    from planner.records import WHITELIST, Store
+
+    monkeypatch.setenv("QPLAN_HOME", str(home))
+    (record,) = Store().read().records
+
+    assert record.comparison == verified.rows
+    assert (record.origin, record.engine, record.card) == ("verify", "traced", None)
+    assert set(record.model_dump()) == set(WHITELIST[""])
+
+
+def test_a_record_that_cannot_be_kept_is_a_note(verified: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file where the folder would be: the measurement is not lost."""
+    from planner import verifying
+
+    (tmp_path / "home").write_text("", encoding="utf-8")
+    monkeypatch.setenv("QPLAN_HOME", str(tmp_path / "home"))
+    found = verifying.keep(verified, measuring.ordered(MODELS["llama"], {"seq_len": 64}, device="cpu"))
+
+    assert found.rows == verified.rows
+    assert "no record was kept" in found.notes[-1]
 
 
 def test_measured_is_predicted(verified: Verification) -> None:
@@ -67,105 +92,9 @@ def test_the_contract_of_json(verified: Verification) -> None:
     assert os.uname().nodename not in text
 
 
-def killed_in(phase: str) -> tuple[Ending, int]:
-    """A measuring child that is killed when a phase begins."""
-    pids: list[int] = []
-
-    def heard(message: dict[str, Any]) -> None:
-        if message.get("phase") == phase and message["begins"] and not pids:
-            child = next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal() and marker in _environ(p.name))
-            pids.append(child)
-            os.kill(child, signal.SIGKILL)
-
-    marker = f"QPLAN_TEST_PHASE={phase}-{os.getpid()}"
-    name, _, value = marker.partition("=")
-    small, variables = job(method="lora", seq_len=16, entry_point="trainer", loss="full"), {name: value, "OMP_NUM_THREADS": "1"}
-    ending = supervise(measuring.PROGRAM, small, timeout_s=300, on_message=heard, environment=variables)
-    return ending, pids[0]
-
-
-def _environ(pid: str) -> str:
-    try:
-        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-        return text if os.getpgid(int(pid)) == int(pid) else ""
-    except OSError:
-        return ""
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="children are found by /proc")
-def test_a_child_that_is_killed_in_any_phase() -> None:
-    """SIGKILL when each phase begins: the parent says which signal and which phase, and the process is gone."""
-    with ThreadPoolExecutor(3) as pool:
-        endings = dict(zip(PHASES, pool.map(killed_in, PHASES), strict=True))
-    for phase, (ending, pid) in endings.items():
-        error = measuring.trouble(ending)
-
-        assert (ending.how, ending.signal) == ("killed", signal.SIGKILL), ending.stderr
-        assert "SIGKILL" in str(error)
-        assert measuring.WORDS[phase] in str(error)
-        assert not any("result" in message for message in ending.messages)
-        assert gone(pid)
-
-
-def test_a_parent_that_is_killed_takes_its_measurement_with_it(tmp_path: Path) -> None:
-    """The real child, in the middle of a forward, is gone with its watchdog."""
-    told = tmp_path / "job.json"
-    told.write_text(json.dumps({**job(method="lora", seq_len=512, batch_size=4), "steps": 500}), encoding="utf-8")
-    program = (
-        "import json, sys\nfrom planner import measuring\nfrom planner.supervision import supervise\n"
-        "def heard(m):\n  if m.get('phase') == 'forward': print('forward', flush=True)\n"
-        "supervise(measuring.PROGRAM, json.load(open(sys.argv[1])), timeout_s=300, on_message=heard)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", program, str(told)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == "forward\n"
-    children = [int(p) for p in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-
-    assert len(children) == 1
-    assert gone(children[0])
-
-
-def fake(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """Another program in the child's place."""
-    monkeypatch.setattr(measuring, "PROGRAM", (sys.executable, "-c", ATTEND + program))
-
-
-def test_a_hung_child_is_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says where it hung and what to do."""
-    fake(monkeypatch, "import time; channel.send({'phase': 'backward', 'begins': True}); time.sleep(600)")
-    began = time.monotonic()
-    with pytest.raises(MeasurementError, match="time limit and was ended in backward") as error:
-        measuring.run_child({}, timeout=1.5)
-
-    assert "--timeout" in str(error.value.hint)
-    assert time.monotonic() - began < 15
-
-
-@pytest.mark.parametrize(
-    ("program", "kind", "words"),
-    [
-        ("channel.send({'not_real': 'the loss is nan'})", MeasurementError, "not real: the loss is nan"),
-        (
-            "channel.send({'refused': {'error': 'UnsupportedModelError', 'message': 'no such', 'hint': None}})",
-            UnsupportedModelError,
-            "no such",
-        ),
-        ("raise SystemError('of its own')", MeasurementError, "exit code 1 before it began: SystemError: of its own"),
-        ("pass", MeasurementError, "exit code 0"),
-    ],
-)
-def test_what_a_child_says_becomes_an_error(monkeypatch: pytest.MonkeyPatch, program: str, kind: type[Exception], words: str) -> None:
-    """Steps that are not real, refusals and crashes, each in one sentence."""
-    fake(monkeypatch, program)
-    with pytest.raises(kind, match=words):
-        measuring.run_child({})
-
-
-def test_out_of_memory_is_a_result() -> None:
-    """In a process of its own under a ceiling: where it failed, with what alive, beside what the plan needs."""
+def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a ceiling: where it failed, with what alive, beside what the plan needs."""
+    monkeypatch.setattr("planner.verifying.run_child", in_process)
     found = verify(MODELS["llama"], device="cpu", seq_len=64, method="lora", ceiling=3 << 20)
     failure = found.failure
     assert failure is not None
@@ -206,13 +135,6 @@ def test_wrong_requests(arguments: dict[str, Any], words: str) -> None:
     """Refused before anything runs."""
     with pytest.raises(InvalidRecipeError, match=words):
         verify(MODELS["llama"], **arguments)
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1", "2GB", "much", "1e9", "1.5.2MiB"])
-def test_sizes_that_are_none(text: str) -> None:
-    """A ceiling is bytes, KiB, MiB or GiB."""
-    with pytest.raises(InvalidRecipeError, match="no size"):
-        measuring.size(text)
 
 
 @pytest.mark.gpu

@@ -90,8 +90,8 @@ def verify(
     """
     Run real training steps here, measure their memory, and lay the plan beside it.
 
-    Needs qplan[torch]. Exit code 0: it ran (with --max: the limit is the predicted one); 1: memory ran out (the limit is another); 2: the request is wrong, or nothing could be measured; 3: something it
-    needs is missing, such as a GPU.
+    Needs qplan[torch]. Exit code 0: it ran (with --max: the limit is the predicted one); 1: memory ran out (the limit is another); 2: the
+    request is wrong, or nothing could be measured; 3: something it needs is missing, such as a GPU.
     """
     from planner import limits, measuring, verifying
     from planner.render import limit, terminal

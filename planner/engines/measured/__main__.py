@@ -7,11 +7,11 @@ Its messages: `{"stage": text}` and `{"phase": name, "begins": bool}` while it r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from planner.errors import QplanError
-from planner.supervision import Channel, attend
+from planner.supervision import attend
 
 
 def main() -> None:
@@ -19,13 +19,25 @@ def main() -> None:
     channel, job = attend()
     channel.send({"stage": "importing torch and transformers"})
     try:
-        channel.send(_measured(job, channel))
+        channel.send(measured_message(job, channel.send))
     except QplanError as error:
         channel.send({"refused": {"error": type(error).__name__, "message": error.message, "hint": error.hint}})
 
 
-def _measured(job: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
-    """The last message."""
+def measured_message(job: dict[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
+    """
+    Measure what a job says.
+
+    Args:
+        job: As `planner.measuring` writes it.
+        tell: Is told where it is.
+
+    Returns:
+        The last message.
+
+    Raises:
+        QplanError: What is refused.
+    """
     import logging
 
     disabled = logging.root.manager.disable
@@ -40,8 +52,8 @@ def _measured(job: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
         if order.device != "cpu":
             from planner.engines.measured.cuda import measure_on_card
 
-            return measure_on_card(order, channel.send)
-        found = measure(order, channel.send)
+            return measure_on_card(order, tell)
+        found = measure(order, tell)
     except NotReal as error:
         return {"not_real": str(error)}
     except Full as full:

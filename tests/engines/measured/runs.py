@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -73,3 +74,10 @@ def traced(model: str, **knobs: Any) -> Ledger:
 def books(found: Measurement) -> Ledger:
     """The ledger of a measurement."""
     return keep_exact_books("measured", found.history)
+
+
+def in_process(job: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+    """What a child would answer to a job, from this process: imports are what a child costs."""
+    from planner.engines.measured.__main__ import measured_message
+
+    return dict(measured_message(dict(job), lambda _: None))
