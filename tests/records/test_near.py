@@ -99,6 +99,15 @@ def test_an_estimate_moves_no_file(tmp_path, monkeypatch):
     assert (store.folder / "bad.json").exists()
 
 
+def test_records_of_other_cards_load_nothing(tmp_path, monkeypatch):
+    """A user with records of an A100 asks about a T4: a look into the files is enough."""
+    kept(tmp_path, monkeypatch)
+    code = "import sys; from planner import estimate; print(estimate('Qwen/Qwen2.5-0.5B', gpu='t4').near, 'planner.records' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "None False\n"
+
+
 def test_without_records_nothing_of_them_is_loaded(tmp_path):
     """A whole estimate on a named card: neither the records' room nor the profile's is imported, and no folder is made."""
     code = (
