@@ -18,7 +18,7 @@ def test_refused_rows_say_why():
     """A row that the stack refuses has the sentence where the verdict would be."""
     found = lines(gpu="t4", method=["qlora", "full"], quantization=["nf4"])
 
-    assert found[3].split("  ")[-1].startswith("refused: method is `full` but quantization is `nf4`")
+    assert found[4].split("  ")[-1].strip().startswith("refused: method is `full` but quantization is `nf4`")
 
 
 def test_long_sweeps_are_cut():
