@@ -19,49 +19,69 @@ if TYPE_CHECKING:
     from planner.errors import QplanError
     from planner.ledger import Ledger
     from planner.recipe import Recipe
+    from planner.recommending import recommend
+    from planner.render.breakdown import bars
     from planner.report import Report, Verdict
+    from planner.solution import Frontier, Solution
+    from planner.solving import solve
     from planner.spec import ModelSpec
     from planner.stack import Stack
     from planner.sweeping import sweep
     from planner.tracing import trace
+    from planner.verification import Verification
+    from planner.verifying import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Device",
+    "Frontier",
     "Ledger",
     "ModelSpec",
     "QplanError",
     "Recipe",
     "Report",
+    "Solution",
     "Stack",
     "Verdict",
+    "Verification",
     "__version__",
+    "bars",
     "compare",
     "estimate",
     "gpus",
     "models",
+    "recommend",
+    "solve",
     "sweep",
     "trace",
     "verdicts",
+    "verify",
 ]
 
 _HOME = {
     "Device": "device",
+    "Frontier": "solution",
     "Ledger": "ledger",
     "ModelSpec": "spec",
     "QplanError": "errors",
     "Recipe": "recipe",
     "Report": "report",
+    "Solution": "solution",
     "Stack": "stack",
     "Verdict": "report",
+    "Verification": "verification",
+    "bars": "render.breakdown",
     "compare": "api",
     "estimate": "api",
     "gpus": "api",
     "models": "api",
+    "recommend": "recommending",
+    "solve": "solving",
     "sweep": "sweeping",
     "trace": "tracing",
     "verdicts": "api",
+    "verify": "verifying",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from planner.errors import QplanError
@@ -51,12 +51,19 @@ class Job(NamedTuple):
         asked: The recipe as given, so that what follows from a changed knob is resolved anew.
         resolve: Fills the knobs of a recipe as the stack does; raises where the stack refuses it.
         has_flash: Whether the card runs FlashAttention 2 (compute capability 8.0 and later); true where no card is named.
+        keep: Knobs that are not to change.
     """
 
     spec: ModelSpec
     asked: Recipe
     resolve: Callable[[Recipe], Recipe]
     has_flash: bool = True
+    keep: frozenset[str] = frozenset()
+
+    def changes(self, recipe: Recipe) -> Iterator[Change]:
+        """The changes that apply to a recipe of the run and leave alone what is to be kept."""
+        found = changes(self.spec, self.resolve(recipe), self.has_flash)
+        return (change for change in found if self.keep.isdisjoint(change.knobs))
 
 
 def suggest(job: Job, current: Outcome, plan: Plan) -> tuple[Suggestion, ...]:
@@ -200,6 +207,18 @@ def make_it_fit(job: Job, plan: Plan) -> dict[str, Any] | None:
     """
     The knobs to change so that the card takes the run with room to spare, or None where no mixture of the suggestions is enough.
 
+    Args:
+        job: The run.
+        plan: Plans a recipe for the card.
+    """
+    taken = trade(job, plan)
+    return None if taken is None else merged(taken)
+
+
+def trade(job: Job, plan: Plan) -> tuple[Change, ...] | None:
+    """
+    The changes with which the card takes the run with room to spare, or None where no mixture of them is enough.
+
     One change is tried before several; of those that are enough, the one of the lowest price. Several are taken in the order of
     their prices, each where it saves, in a few rounds (a batch is halved again); what turns out needless is taken back.
 
@@ -207,46 +226,49 @@ def make_it_fit(job: Job, plan: Plan) -> dict[str, Any] | None:
         job: The run.
         plan: Plans a recipe for the card.
     """
-    for change in changes(job.spec, job.resolve(job.asked), job.has_flash):
-        knobs = _with_consequences(job.asked, change.knobs)
-        if _fits(_try(job.asked, knobs, plan)):
-            return knobs
-    taken: list[dict[str, Any]] = []
+    for change in job.changes(job.asked):
+        alone = change._replace(knobs=_with_consequences(job.asked, change.knobs))
+        if fits(_try(job.asked, alone.knobs, plan)):
+            return (alone,)
+    taken: list[Change] = []
     for _ in range(_ROUNDS):
         needed = plan(_changed(job.asked, taken)).allocated_bytes
-        for change in changes(job.spec, job.resolve(_changed(job.asked, taken)), job.has_flash):
-            knobs = _with_consequences(_changed(job.asked, taken), change.knobs)
-            outcome = _try(_changed(job.asked, taken), knobs, plan)
+        for change in job.changes(_changed(job.asked, taken)):
+            current = _changed(job.asked, taken)
+            knobs = _with_consequences(current, change.knobs)
+            outcome = _try(current, knobs, plan)
             if outcome is None or not _noticeable(needed - outcome.allocated_bytes, needed):
                 continue
-            taken, needed = [*taken, knobs], outcome.allocated_bytes
-            if _fits(outcome):
+            taken, needed = [*taken, change._replace(knobs=knobs)], outcome.allocated_bytes
+            if fits(outcome):
                 return _without_the_needless(job.asked, taken, plan)
     return None
 
 
-def _without_the_needless(asked: Recipe, taken: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
-    """The knobs of the changes taken, less those, from the dearest on, without which it fits as well."""
-    for knobs in reversed(taken):
-        others = [other for other in taken if other is not knobs]
-        if others and _fits(_try(asked, _merged(others), plan)):
+def _without_the_needless(asked: Recipe, taken: list[Change], plan: Plan) -> tuple[Change, ...]:
+    """The changes taken, less those, from the dearest on, without which it fits as well."""
+    for change in reversed(taken):
+        others = [other for other in taken if other is not change]
+        if others and fits(_try(asked, merged(others), plan)):
             taken = others
-    return _merged(taken)
+    return tuple(taken)
 
 
-def _merged(taken: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name: value for knobs in taken for name, value in knobs.items()}
+def merged(taken: Iterable[Change]) -> dict[str, Any]:
+    """The knobs of several changes, the later ones' where they are the same."""
+    return {name: value for change in taken for name, value in change.knobs.items()}
 
 
-def _changed(asked: Recipe, taken: list[dict[str, Any]]) -> Recipe:
-    return asked.model_copy(update=_merged(taken))
+def _changed(asked: Recipe, taken: Iterable[Change]) -> Recipe:
+    return asked.model_copy(update=merged(taken))
 
 
 def _noticeable(saved: int, of: int) -> bool:
     return saved >= ceil_div(of * NOTICEABLE_PERCENT, 100)
 
 
-def _fits(outcome: Outcome | None) -> bool:
+def fits(outcome: Outcome | None) -> bool:
+    """Whether a planned recipe fits the card with room to spare."""
     if outcome is None or not outcome.may_fit:
         return False
     verdict = outcome.judge()

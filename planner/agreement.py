@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from planner.display import Displayed
 from planner.ledger import Category, Ledger, Peak, Phase
 from planner.units import human
 
@@ -35,7 +36,7 @@ class Row(NamedTuple):
         return self.analytic_bytes - self.traced_bytes
 
 
-class Agreement:
+class Agreement(Displayed):
     """
     The closed form beside the trace.
 

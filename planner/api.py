@@ -58,6 +58,39 @@ def estimate(
     >>> estimate("meta-llama/Llama-2-70b-hf", rank=16, gpu="a6000").verdict.outcome
     'fits'
     """
+    job, device = plan(
+        model, gpu=gpu, stack=stack, engine=engine, revision=revision, every_layer=every_layer, progress=progress, **knobs
+    )
+    return job.report(device)
+
+
+def plan(
+    model: Model,
+    *,
+    gpu: str | Device | None = None,
+    stack: str | Stack = "auto",
+    engine: str = "analytic",
+    revision: str | None = None,
+    every_layer: bool = False,
+    progress: Callable[[str], None] | None = None,
+    **knobs: Any,
+) -> tuple[Job, Device | None]:
+    """
+    What `estimate` reports on: the run, and the card that was named or found.
+
+    Args:
+        model: As for `estimate`, and so is everything else.
+        gpu: As there.
+        stack: As there.
+        engine: As there.
+        revision: As there.
+        every_layer: As there.
+        progress: As there.
+        knobs: As there.
+
+    Raises:
+        QplanError: The request is wrong, or what it needs is missing.
+    """
     _check_engine(engine, every_layer=every_layer)
     device = _device(gpu)
     options = {"gpu": gpu, "stack": None if stack == "auto" else stack, "revision": revision}
@@ -66,7 +99,8 @@ def estimate(
         named["engine"] = engine
     if every_layer:
         named["every_layer"] = True
-    return Job(_spec(model, revision), make_recipe(**knobs), _stack(stack), knobs, named, engine, progress, every_layer).report(device)
+    job = Job(find_spec(model, revision), make_recipe(**knobs), find_stack(stack), knobs, named, engine, progress, every_layer)
+    return job, device
 
 
 def verdicts(
@@ -90,7 +124,7 @@ def verdicts(
     Raises:
         QplanError: The request is wrong, or what it needs is missing.
     """
-    job = Job(_spec(model, revision), make_recipe(**knobs), _stack(stack))
+    job = Job(find_spec(model, revision), make_recipe(**knobs), find_stack(stack))
     cards = (
         catalog.list_devices() if gpus is None else [catalog.find_device(gpu) if isinstance(gpu, str) else gpu for gpu in gpus]
     )
@@ -122,13 +156,13 @@ def compare(
         raise InvalidRecipeError(
             "method is given, but compare sets it", hint="pass methods=[...], or use estimate for one method"
         )
-    versions = _stack(stack)
+    versions = find_stack(stack)
 
     def run(spec: ModelSpec, method: str) -> Report:
         given = {name: knob for name, knob in knobs.items() if method == "qlora" or name not in _QUANTIZED_ONLY}
         return Job(spec, make_recipe(method=method, **given), versions, asked={"method": method, **given}).report(None)
 
-    specs = [_spec(model, None) for model in models]
+    specs = [find_spec(model) for model in models]
     rows = (comparison.row(spec.id, method, partial(run, spec, method)) for spec in specs for method in methods)
     return comparison.Comparison(rows=tuple(rows))
 
@@ -146,7 +180,17 @@ def gpus() -> list[Device]:
     return catalog.list_devices()
 
 
-def _spec(model: Model, revision: str | None) -> ModelSpec:
+def find_spec(model: Model, revision: str | None = None) -> ModelSpec:
+    """
+    The spec of a model, as `estimate` reads it.
+
+    Args:
+        model: As for `estimate`.
+        revision: Branch, tag or commit of a Hub id.
+
+    Raises:
+        QplanError: There is no such model, or no model can be built from its config.
+    """
     if isinstance(model, ModelSpec):
         return model
     if not isinstance(model, str):
@@ -167,25 +211,6 @@ def _named_spec(name: str, revision: str | None) -> ModelSpec:
     return build_spec(found.config, id=found.id, source=found.source, published_parameters=found.published_parameters)
 
 
-def _stack(stack: str | Stack) -> Stack:
-    return _parsed_stack(stack) if isinstance(stack, str) else stack
-
-
-@lru_cache(maxsize=64)
-def _parsed_stack(text: str) -> Stack:
-    return stacks.parse_stack(text)
-
-
-def find_spec(model: Model, revision: str | None = None) -> ModelSpec:
-    """
-    The checkpoint that `estimate` would plan.
-
-    Raises:
-        QplanError: There is no such model, or none that can be planned.
-    """
-    return _spec(model, revision)
-
-
 def find_stack(stack: str | Stack) -> Stack:
     """
     The library versions that `estimate` would plan for.
@@ -193,7 +218,12 @@ def find_stack(stack: str | Stack) -> Stack:
     Raises:
         UnknownStackError: They cannot be read.
     """
-    return _stack(stack)
+    return _parsed_stack(stack) if isinstance(stack, str) else stack
+
+
+@lru_cache(maxsize=64)
+def _parsed_stack(text: str) -> Stack:
+    return stacks.parse_stack(text)
 
 
 def _device(gpu: str | Device | None) -> Device | None:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import model_specs
-from planner import driver
+from planner import driver, home
 from planner.config_file import printable
 from planner.device import Device
 from planner.errors import UnavailableError, UnknownDeviceError
@@ -39,6 +39,8 @@ _SIZE = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,9})?)\s*(?P<unit>[mg]i?b?|tib|
 # size, not a size.
 _UNITS = {"b": 1, "bytes": 1, "m": MIB, "mb": MIB, "mi": MIB, "mib": MIB, "gi": GIB, "gib": GIB, "tib": KIB * GIB}
 _SMALLEST, _LARGEST = 64 * MIB, 16 * KIB * GIB
+OWN_VALUES = "cards"
+"""The folder of the user's data in which `planner.own_values` keeps what was measured on cards."""
 _WAY_OUT = "run `qplan gpus` for the list, or give a size such as 80GiB"
 
 
@@ -49,7 +51,8 @@ def list_devices() -> list[Device]:
     `total_bytes` is what CUDA reports, where it is known: the usual figure, or else the smallest that was seen. Otherwise it
     is what nvidia-smi prints, and `note` says so.
     """
-    return [_device(card) for card in model_specs.gpus() if _total(card) is not None]
+    devices = [_device(card) for card in model_specs.gpus() if _total(card) is not None]
+    return [_known(device) for device in devices] if home.has(OWN_VALUES) else devices
 
 
 def common_devices() -> list[Device]:
@@ -83,7 +86,8 @@ def find_device(text: str) -> Device:
                 f"how much memory `{card['name']}` gives to CUDA is not known here",
                 hint="give the size that torch reports for it, such as 60GiB",
             )
-        return _device(card, _sibling_note(wanted, card))
+        device = _device(card, _sibling_note(wanted, card))
+        return _known(device) if home.has(OWN_VALUES) else device
     size = _SIZE.fullmatch(wanted)
     if size is not None:
         return _by_size(size["number"], size["unit"].lower(), wanted)
@@ -122,7 +126,7 @@ def device_of(seen: Seen) -> Device | None:
         memory, note = host_memory(), "this machine's memory, which the card shares: MemTotal and MemAvailable of Linux"
     if memory is None or card.compute_capability is None or card.is_lost:
         return None
-    return Device(
+    device = Device(
         name=(seen.instance or card).name or f"card {card.index}",
         total_bytes=memory.total_bytes,
         compute_capability=card.compute_capability,
@@ -130,6 +134,14 @@ def device_of(seen: Seen) -> Device | None:
         used_bytes=memory.used_bytes,
         note=note.format(human(memory.reserved_bytes)),
     )
+    return _known(device) if home.has(OWN_VALUES) else device
+
+
+def _known(device: Device) -> Device:
+    """The card with what was measured on one of its kind here; loaded where there is such a thing."""
+    from planner import own_values
+
+    return own_values.applied(device)
 
 
 def _device(card: dict[str, Any], note: str = "") -> Device:

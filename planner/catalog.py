@@ -27,7 +27,8 @@ __all__ = [
 ]
 
 # What the Hub accepts as a repository's name. Source: huggingface_hub@2.4.0, utils/_validators.py, validate_repo_id.
-_HUB_ID = re.compile(r"(?=.{1,96}$)([A-Za-z0-9_][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+HUB_ID = re.compile(r"(?=.{1,96}$)([A-Za-z0-9_][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""What the Hub accepts as a repository's name."""
 _NAMES = "name a Hub id such as `org/name`, a folder with a config.json, or a config.json"
 # Below this likeness (0 to 1) a suggestion is noise: the default of difflib.get_close_matches.
 _LIKE_ENOUGH = 0.6
@@ -103,7 +104,7 @@ def find_checkpoint(name: str, *, revision: str | None = None, offline: bool | N
             return _local(name, Path(path))
     if name.startswith((".", "/", "~", "\\")) or name.endswith(".json") or name.count("/") > 1:
         raise UnknownModelError(f"there is no file or folder `{printable(name)}`", hint=_suggest(name, _NAMES))
-    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(("-", ".", ".git")):
+    if not HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(("-", ".", ".git")):
         raise UnknownModelError(
             f"`{printable(name)}` is neither bundled nor a path, and no Hub id looks like it", hint=_suggest(name, _NAMES)
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from planner.display import Displayed
 from planner.errors import QplanError
 from planner.ledger import Category
 from planner.report import CardVerdict, Report
@@ -43,7 +44,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Displayed):
     """All rows, model by model."""
 
     rows: tuple[Row, ...]

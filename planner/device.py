@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from planner.own_values import OwnValues
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class Device:
         bf16: Whether it computes bf16 natively.
         used_bytes: What other processes hold now, for a card that is at hand.
         note: Where `total_bytes` comes from, in words.
+        own: What was measured on such a card of this machine, which then counts in place of published figures; None where nothing was.
     """
 
     name: str
@@ -25,3 +30,4 @@ class Device:
     bf16: bool = True
     used_bytes: int = 0
     note: str = ""
+    own: OwnValues | None = None

@@ -57,7 +57,7 @@ class VisibleDevice:
         memory: `own`, `shared` with the host, or None where nobody says how much there is.
         total_bytes: Memory that processes can get.
         used_bytes: What all of them hold now.
-        context_bytes: What one process's CUDA context takes, as published.
+        context_bytes: What one process's CUDA context takes: as measured on this card, else as published.
         usable_bytes: What is left for tensors.
     """
 
@@ -231,7 +231,7 @@ def _packages() -> tuple[Package, ...]:
             (
                 f"checkpointing is {'reentrant' if does.use_reentrant else 'not reentrant'}",
                 f"loading {'first asks for the whole checkpoint at once' if does.warms_up_allocator else 'asks for a tensor at a time'}",
-                f"reads tensors {'ahead, by chance' if does.reads_ahead else 'in turn'}",
+                f"reads tensors {'ahead, by chance' if does.reading == 'ahead' else 'in turn'}",
             )
         ),
         "peft": f"kbit-prepare leaves {upcast} in fp32{', and empties the cache' if does.empty_cache_after_kbit_prepare else ''}",

@@ -11,6 +11,8 @@ QplanError                     something about the request; exit code 2
 ├── UnknownStackError          a --stack that names no package or version we can read
 ├── InvalidGridError           a grid's file that no sweep can be made from
 ├── InvalidOutputError         a file that cannot be written as asked
+├── InvalidRecordError         a record of a verification that cannot be read
+├── MeasurementError           a measurement died, hung, or trained nothing
 ├── InvalidArrayError          numbers that cannot be quantised as asked
 └── UnavailableError           something that is needed is missing or unreachable; exit code 3
     ├── HubError               the Hugging Face Hub could not be reached, or it refused
@@ -73,8 +75,16 @@ class InvalidOutputError(QplanError):
     """A file that cannot be written as asked: its name's end, its folder, its rights."""
 
 
+class InvalidRecordError(QplanError):
+    """A record of a verification, or a file of them, that is not what it must be."""
+
+
 class InvalidArrayError(QplanError):
     """Numbers that cannot be quantised as asked: not finite, of another type, or a grid that does not exist."""
+
+
+class MeasurementError(QplanError):
+    """A measurement that gave no number: its process died or hung, or its training step trained nothing."""
 
 
 class UnavailableError(QplanError):

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from planner.files import output_path, write_whole
 from planner.pareto import front
+from planner.render.pictured import Pictured
 from planner.table import Array, Table, import_extra, joined
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ SUFFIXES = (".parquet", ".csv", ".jsonl")
 """What a file of results may end in."""
 
 
-class Frame(ABC):
+class Frame(Pictured):
     """Rows by column, made while they are read."""
 
     @abstractmethod
@@ -175,6 +176,13 @@ class Filtered(Frame):
 
     def __init__(self, source: Frame, keep: Callable[[Table], Array]) -> None:
         self.source, self.keep = source, keep
+
+    def __repr__(self) -> str:
+        return f"<some rows of: {repr(self.source).strip('<>')}>"
+
+    def is_computed(self) -> bool:
+        """As the rows that they are taken from."""
+        return self.source.is_computed()
 
     def tables(self) -> Iterator[Table]:
         """The rows in order, some thousands at a time."""

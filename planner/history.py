@@ -7,8 +7,9 @@ Where a model's layers repeat, three instances of the repeated stretch stand for
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from planner.ledger import Category, Phase
 
@@ -55,6 +56,8 @@ class History:
         warm_up: The storage by which transformers has the whole checkpoint's size cached before it loads, if any: on a card it is no
             larger than the card less `WARM_UP_MARGIN`.
         layers: How many layers one instance has.
+        shape: The history that it shares everything with but the sizes, if any.
+        unrolled: What `planner.unrolling` made of it; once that is there, nothing is written any more.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -68,6 +71,12 @@ class History:
     repeat: int = 0
     layers: int = 1
     warm_up: int | None = None
+    shape: History | None = field(default=None, repr=False)
+    unrolled: Any = field(default=None, init=False, repr=False)
+
+    def with_sizes(self, sizes: list[int]) -> History:
+        """The same storages in other sizes."""
+        return replace(self, sizes=sizes, shape=self.shape or self)
 
     def add(self, nbytes: int, name: str, category: Category, scope: str = "", owner: int | None = None) -> int:
         """A storage's birth; returns its index."""
@@ -91,3 +100,25 @@ class History:
         sizes = list(self.sizes)
         sizes[self.warm_up] = min(sizes[self.warm_up], max(total_bytes - WARM_UP_MARGIN, 0))
         return sizes
+
+    def model_dump(self) -> dict[str, Any]:
+        """Every column as JSON can hold it."""
+        found = {name: list(getattr(self, name)) for name in ("sizes", "names", "scopes", "owners", "events", "flushes")}
+        return {
+            **found,
+            "categories": [category.value for category in self.categories],
+            "stretches": [[s.phase.value, s.begin, s.end, s.instance] for s in self.stretches],
+            "repeat": self.repeat,
+            "layers": self.layers,
+            "warm_up": self.warm_up,
+        }
+
+    @classmethod
+    def parse(cls, dumped: Mapping[str, Any]) -> History:
+        """A history from what `model_dump` gave."""
+        columns = {name: value for name, value in dumped.items() if name not in ("categories", "stretches")}
+        return cls(
+            **columns,
+            categories=[Category(c) for c in dumped["categories"]],
+            stretches=[Stretch(Phase(phase), *rest) for phase, *rest in dumped["stretches"]],
+        )

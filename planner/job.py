@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from planner import advice, catalog
+from planner import advice, catalog, home
 from planner import stack as stacks
 from planner import verdict as verdicts_
 from planner.allocator import AllocatorSettings
@@ -34,12 +34,18 @@ from planner.report import (
 )
 from planner.spec import ModelSpec
 from planner.stack import Stack
+from planner.units import human
 
 if TYPE_CHECKING:
     from planner.agreement import Agreement
     from planner.history import History
+    from planner.own_values import OwnValues
+    from planner.records import Near
     from planner.render.timeline import Picture
     from planner.simulation import Simulation
+
+RECORDS = "records"
+"""The folder of the user's data that `planner.records` keeps records in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +60,7 @@ class Job:
     engine: str = "analytic"
     progress: Callable[[str], None] | None = None
     every_layer: bool = False
-    _found: dict[tuple[int, int], Analysis] = field(default_factory=dict, repr=False)
+    _found: dict[tuple[object, ...], Analysis] = field(default_factory=dict, repr=False)
     _simulated: dict[tuple[object, ...], tuple[Simulation, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -65,9 +71,10 @@ class Job:
     def analysis(self, device: Device | None) -> Analysis:
         """What the engine finds; of a card it sees the compute capability alone, so cards that share one share the answer."""
         capability = analytic.DEFAULT_CAPABILITY if device is None else device.compute_capability
-        if capability not in self._found:
-            self._found[capability] = self._analyse(device)
-        return self._found[capability]
+        key = (capability, device.own.workspace_bytes if device is not None and device.own is not None else None)
+        if key not in self._found:
+            self._found[key] = self._analyse(device)
+        return self._found[key]
 
     def _analyse(self, device: Device | None) -> Analysis:
         if self.engine == "analytic":
@@ -87,6 +94,14 @@ class Job:
         from planner.agreement import Agreement
 
         return Agreement(self.closed.analysis(device).ledger, self.analysis(device).ledger)
+
+    def near(self, device: Device | None) -> Near | None:
+        """The record of a verification on the card that is nearest to this run; a look for a folder where there are no records."""
+        if device is None or not home.has(RECORDS):
+            return None
+        from planner.records import Store, nearest
+
+        return nearest(Store().read(aside=False).records, device, self.spec, self.resolved)
 
     @cached_property
     def closed(self) -> Job:
@@ -113,6 +128,15 @@ class Job:
         found = self.analysis(device)
         phase = found.ledger.high[0].value
         return verdicts_.judge(self.simulations(device), device, phase, found.ledger.engine, explains=explains)
+
+    def runs(self, device: Device) -> bool:
+        """Whether it comes to its end on a card, a tight fit included: the verdict's question alone."""
+        return self.simulations(device)[0].runs_on(verdicts_.usable_bytes(device), device.total_bytes)
+
+    def changed(self, knobs: dict[str, Any]) -> Job:
+        """The same with some knobs changed."""
+        recipe, asked = self.recipe.model_copy(update=knobs), {**self.asked, **knobs}
+        return Job(self.spec, recipe, self.stack, asked, self.options, self.engine, self.progress, self.every_layer)
 
     def outcome(self, device: Device | None) -> advice.Outcome:
         """What the run allocates, and the card's verdict: a suggestion's measure."""
@@ -204,6 +228,7 @@ class Job:
             settings=self.settings,
             draw=draw,
             compare=lambda: self.agreement(device),
+            find_near=lambda: self.near(device),
         )
 
     def _traps(self, found: Analysis, device: Device | None) -> tuple[Finding, ...]:
@@ -258,11 +283,21 @@ def device_report(device: Device) -> DeviceReport:
     return DeviceReport(device.name, device.total_bytes, context, verdicts_.usable_bytes(device))
 
 
+def _own_figures(own: OwnValues) -> str:
+    """What is a card's own, with the verb."""
+    names = [f"the CUDA context ({human(own.context_bytes)})"]
+    names += ["cuBLAS's workspaces"] * (own.workspace_bytes is not None) + ["the usual reserve"] * (own.reserve_per_mille is not None)
+    *others, last = names
+    return f"{', '.join(others)} and {last} are" if others else f"{last} is"
+
+
 def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:
     """What the named card changes that the numbers do not show."""
     found = []
     if device is not None and device.name.startswith("AMD"):
         found.append(f"{device.name} is planned as a CUDA card would be: ROCm's context, workspaces and kernels differ")
+    if device is not None and device.own is not None:
+        found.append(f"{_own_figures(device.own)} measured on this card: {device.own.measured}")
     if device is not None and not device.bf16 and "bf16" in (recipe.mixed_precision, recipe.compute_dtype):
         usual = "--compute-dtype fp16 --mixed-precision fp16 --dtype fp16"
         found.append(f"{device.name} has no bf16 arithmetic: torch emulates it, slowly; most runs there use {usual}")

@@ -8,6 +8,8 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from planner.display import Displayed
+
 
 class Category(str, Enum):
     """What a byte is for, after the torch profiler's categories."""
@@ -130,7 +132,7 @@ class Rows:
         return self.names, self.categories, self.sizes, self.begins, self.ends, self.scopes, self.formulas
 
 
-class Ledger:
+class Ledger(Displayed):
     """
     Every allocation of one run, on the clock of the engine that wrote it.
 

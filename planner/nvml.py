@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from planner import driver
 from planner.errors import UnavailableError
@@ -46,6 +46,17 @@ def read(*, thorough: bool = True) -> Machine:
         count = found.ask("cards", pynvml.nvmlDeviceGetCount) or 0
         cards = tuple(_card(pynvml, index, thorough) for index in range(count))
         return Machine(version, None if cuda is None else (cuda // 1000, cuda % 1000 // 10), cards, found.unanswered)
+
+
+def driver_version() -> str | None:
+    """
+    The driver's version; None where it does not say.
+
+    Raises:
+        UnavailableError: There is no NVML to ask.
+    """
+    with _opened() as pynvml:
+        return _Questions(pynvml).ask("driver", pynvml.nvmlSystemGetDriverVersion)
 
 
 class _Questions:
@@ -131,6 +142,104 @@ def _versions(pynvml: Any) -> str:
         module = next((word for word in words if word.count(".") and word.replace(".", "").isdecimal()), "")
     told = [f"library {library}" if library else "", f"kernel module {module}" if module else ""]
     return f" ({', '.join(filter(None, told))})" if any(told) else ""
+
+
+class Row(NamedTuple):
+    """A process on a card, and what it holds there in bytes: None where the driver does not know."""
+
+    pid: int
+    used_bytes: int | None
+
+
+class Reading(NamedTuple):
+    """
+    What a card, or an instance of one, holds at a moment.
+
+    Attributes:
+        memory: Of all processes; None where NVML does not say.
+        rows: Who holds it; None where NVML does not say.
+        unanswered: What was asked in vain -> NVML's reason.
+        is_lost: Whether the card went away.
+    """
+
+    memory: Memory | None
+    rows: tuple[Row, ...] | None
+    unanswered: dict[str, str]
+    is_lost: bool
+
+
+class Gauge:
+    """
+    One card, or one MIG instance, read again and again: NVML stays open from here to `close`.
+
+    Args:
+        card: Which; it is found by its UUID where it has one, since numbers change when another card goes away.
+        instance: The part of it, if that is what is used.
+
+    Raises:
+        UnavailableError: There is no NVML to ask, or it no longer knows the card.
+    """
+
+    def __init__(self, card: Card, instance: Instance | None = None) -> None:
+        with ExitStack() as stack:
+            self._pynvml = stack.enter_context(_opened())
+            self._instance = instance
+            self._card_handle = self._find(card)
+            self._handle = self._card_handle if instance is None else self._find_part(instance)
+            self._closing = stack.pop_all()
+
+    def read(self) -> Reading:
+        """What it holds now; takes about a millisecond."""
+        found = _Questions(self._pynvml)
+        memory = _memory(found, self._handle)
+        rows = self._rows(found, self._handle)
+        if rows is None and self._instance is not None and not found.met_loss:  # not told of instances, but of their card
+            rows = self._rows(found, self._card_handle)
+        return Reading(memory, rows, found.unanswered, found.met_loss)
+
+    def close(self) -> None:
+        """Let go of NVML."""
+        self._closing.close()
+
+    def _find(self, card: Card) -> Any:
+        found = _Questions(self._pynvml)
+        count = found.ask("cards", self._pynvml.nvmlDeviceGetCount) or 0
+        for index in sorted(range(count), key=lambda index: index != card.index):
+            handle = found.ask("handle", self._pynvml.nvmlDeviceGetHandleByIndex, index)
+            uuid = None if handle is None else found.ask("uuid", self._pynvml.nvmlDeviceGetUUID, handle)
+            if handle is not None and (uuid == card.uuid if card.uuid else index == card.index):
+                return handle
+        raise UnavailableError(
+            f"the driver no longer knows {card.name or f'card {card.index}'}{f' ({card.uuid})' if card.uuid else ''}",
+            hint="qplan doctor shows what is there; a card that went away comes back with a reset",
+        )
+
+    def _find_part(self, instance: Instance) -> Any:
+        found = _Questions(self._pynvml)
+        part = found.ask("instance", self._pynvml.nvmlDeviceGetMigDeviceHandleByIndex, self._card_handle, instance.index)
+        uuid = None if part is None else found.ask("uuid", self._pynvml.nvmlDeviceGetUUID, part)
+        if part is None or uuid != instance.uuid:
+            raise UnavailableError(
+                f"the driver no longer knows the MIG instance {instance.uuid or instance.index}", hint="qplan doctor shows what is there"
+            )
+        return part
+
+    def _rows(self, found: _Questions, handle: Any) -> tuple[Row, ...] | None:
+        """Who computes or draws here; a process that does both is told once."""
+        compute = _running(found, "processes", "Compute", handle)
+        if compute is None:
+            return None
+        wanted = None if self._instance is None else self._instance.gpu_instance
+        told: dict[int, int | None] = {}
+        for row in (*compute, *(_running(found, "graphics_processes", "Graphics", handle) or ())):
+            if wanted is None or row.gpuInstanceId in (wanted, _NO_INSTANCE):
+                told.setdefault(int(row.pid), None if row.usedGpuMemory is None else int(row.usedGpuMemory))
+        return tuple(Row(pid, used) for pid, used in told.items())
+
+
+def program_of(pid: int) -> str | None:
+    """The name of a running program without its folder, as Linux tells it; None where it does not."""
+    return _program(None, pid)
 
 
 def _card(pynvml: Any, index: int, thorough: bool) -> Card:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from operator import index
 from typing import Any, Literal, get_args
@@ -161,6 +162,13 @@ class Recipe:
             InvalidRecipeError: A knob has a value that it cannot have.
         """
         return replace(self, **update)
+
+    def unchecked(self, **knobs: Any) -> Recipe:
+        """The same run with some knobs changed to what need not be a value that they can have: a size that is yet to be known."""
+        changed = copy(self)
+        for name, value in knobs.items():
+            object.__setattr__(changed, name, value)
+        return changed
 
     def __hash__(self) -> int:
         return hash(tuple(tuple(sorted(v.items())) if isinstance(v, dict) else v for v in (getattr(self, n) for n in KNOBS)))

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from planner.device import Device
+from planner.display import Displayed
 from planner.ledger import Ledger
 from planner.recipe import Recipe
 from planner.stack import Stack
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from planner.agreement import Agreement
     from planner.allocator import AllocatorSettings
     from planner.history import History
+    from planner.records import Near
     from planner.render.timeline import Picture
     from planner.simulation import Failure
 
@@ -225,6 +227,7 @@ class Details(NamedTuple):
         settings: What the allocator is told.
         draw: Draws a report's memory over time, and writes it to a path if there is one: over the whole run, or one step.
         compare: Lays the engines side by side, where both were asked for.
+        find_near: Finds the record of a verification on this card that is nearest to the run.
     """
 
     recipe: Recipe
@@ -243,10 +246,11 @@ class Details(NamedTuple):
     settings: AllocatorSettings
     draw: Callable[[Report, str | os.PathLike[str] | None, bool], Picture]
     compare: Callable[[], Agreement | None] = _nothing
+    find_near: Callable[[], Near | None] = _nothing
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Displayed):
     """
     One estimate. All sizes are integers of bytes.
 
@@ -308,6 +312,11 @@ class Report:
         return self._known.compare()
 
     @cached_property
+    def near(self) -> Near | None:
+        """The record of a verification on this card that is nearest to this run: how good a prediction was there; None where none is."""
+        return self._known.find_near()
+
+    @cached_property
     def history(self) -> History:
         """Every storage of the run, and the order in which they come and go."""
         return self._known.history()
@@ -359,9 +368,8 @@ class Report:
     def model_dump(self) -> dict[str, Any]:
         """The contract of `--json`: nested dicts, lists, texts and integers."""
         fields = {name: _plain(getattr(self, name)) for name in _FIELDS}
-        if self.details is not None and self.agreement is not None:
-            fields["agreement"] = self.agreement.model_dump()
-        return fields
+        beside = () if self.details is None else (("agreement", self.agreement), ("near_record", self.near))
+        return fields | {name: part.model_dump() for name, part in beside if part is not None}
 
     def model_dump_json(self, *, indent: int | None = None) -> str:
         """`model_dump` as JSON text."""

@@ -1,17 +1,19 @@
 """
 A run in the allocator: what it makes PyTorch reserve, and whether a card can hold it.
 
-Everything here is computed when somebody asks, and once: a replay of an 80-layer model takes a tenth of a second.
+Everything here is computed when somebody asks, and once: in Python a replay of an 80-layer model takes a tenth of a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from planner.allocator import AllocatorSettings, Block, CachingAllocator, OutOfMemory, replay
+from planner.allocator import AllocatorSettings
+from planner.allocator.program import Ending, run
 from planner.history import WARM_UP_MARGIN, History
 from planner.ledger import Category, Phase
 from planner.unrolling import Unrolled, unroll_events
@@ -74,6 +76,7 @@ class Simulation:
         self._history = history
         self.settings = settings
         self._trials: dict[tuple[int, int, bool], Trial] = {}
+        self._refused: dict[tuple[int, int, bool], bool] = {}
 
     @cached_property
     def history(self) -> History:
@@ -83,7 +86,7 @@ class Simulation:
     @cached_property
     def endless(self) -> Trial:
         """On a card without end: what the run reserves where there is room."""
-        return self._try(CachingAllocator(settings=self.settings), None)
+        return self._try(self.settings)
 
     def on(self, usable_bytes: int, total_bytes: int, *, expandable: bool = False) -> Trial:
         """
@@ -102,8 +105,28 @@ class Simulation:
             return self.endless
         key = (usable_bytes, total_bytes, settings.expandable_segments)
         if key not in self._trials:
-            self._trials[key] = self._try(CachingAllocator(usable_bytes, settings, device_bytes=total_bytes), total_bytes)
+            self._trials[key] = self._try(settings, usable_bytes, total_bytes)
         return self._trials[key]
+
+    def runs_on(self, usable_bytes: int, total_bytes: int) -> bool:
+        """
+        Whether it runs on a card: what `on` says, for those who ask of many runs that fail. The card goes before the endless one, and a
+        failure is not explained.
+
+        A run that never finds the card full does the very same on an endless one, which is then known too.
+        """
+        key = (usable_bytes, total_bytes, self.settings.expandable_segments)
+        if key in self._trials or "endless" in self.__dict__:
+            return self.on(usable_bytes, total_bytes).runs
+        if key not in self._refused:
+            found = self._run(self.settings, usable_bytes, total_bytes, explains=False)[-1]
+            self._refused[key] = found.failed_at is not None
+            if found.failed_at is None:
+                trial = self._trials[key] = Trial(found.reserved_bytes, found.allocated_bytes, found.num_flushes)
+                is_simple = self.settings.per_process_memory_fraction == 1 and not self.settings.garbage_collection_threshold
+                if not found.num_flushes and is_simple and self._warm_up(total_bytes) is None:
+                    self.__dict__["endless"] = trial
+        return not self._refused[key]
 
     def fits(self, usable_bytes: int, total_bytes: int) -> bool:
         """Whether it runs on a card: without a replay where more is allocated at once than the card has."""
@@ -116,42 +139,39 @@ class Simulation:
         storage, most = self.history.warm_up, total_bytes - WARM_UP_MARGIN
         return most if storage is not None and self.history.sizes[storage] > most else None
 
-    def _try(self, allocator: CachingAllocator, total_bytes: int | None) -> Trial:
-        """Run every event; `torch.cuda.empty_cache()` where the history has it."""
-        run = unroll_events(self.history)
-        warm_up = None if total_bytes is None else self._warm_up(total_bytes)
-        sizes = run.sizes
-        if warm_up is not None and self.history.warm_up is not None:
-            sizes = list(sizes)
-            sizes[self.history.warm_up] = max(warm_up, 0)
-        live: dict[int, Block] = {}
-        reserved = allocated = flushes = begin = 0
-        for end in (*run.flushes, len(run.events)):
-            found = replay(run.events[begin:end], sizes, allocator, live)
-            reserved, allocated = max(reserved, found.peak_reserved_bytes), max(allocated, found.peak_allocated_bytes)
-            flushes, live = flushes + found.num_flushes, found.live
-            if found.failure is not None and found.failed_at is not None:
-                failure = self._failure(run, begin + found.failed_at, found.failure, live)
-                return Trial(reserved, allocated, flushes, failure)
-            if end < len(run.events):
-                allocator.empty_cache()
-            begin = end
-        return Trial(reserved, allocated, flushes)
+    def _try(self, settings: AllocatorSettings, usable_bytes: int | None = None, total_bytes: int | None = None) -> Trial:
+        """Run every event, and say where it fails."""
+        whole, sizes, found = self._run(settings, usable_bytes, total_bytes)
+        failure = None if found.failed_at is None else self._failure(whole, sizes, found.failed_at, found)
+        return Trial(found.reserved_bytes, found.allocated_bytes, found.num_flushes, failure)
 
-    def _failure(self, run: Unrolled, position: int, error: OutOfMemory, live: dict[int, Block]) -> Failure:
+    def _run(
+        self, settings: AllocatorSettings, usable_bytes: int | None, total_bytes: int | None, *, explains: bool = True
+    ) -> tuple[Unrolled, Sequence[int], Ending]:
+        """Run every event; `torch.cuda.empty_cache()` where the history has it."""
+        whole = unroll_events(self.history)
+        warm_up = None if total_bytes is None else self._warm_up(total_bytes)
+        sizes: Any = whole.sizes
+        if warm_up is not None and self.history.warm_up is not None:
+            sizes = copy(sizes)
+            sizes[self.history.warm_up] = max(warm_up, 0)
+        return whole, sizes, run(whole.program, sizes, settings, usable_bytes, total_bytes, explains=explains)
+
+    def _failure(self, whole: Unrolled, sizes: Sequence[int], position: int, found: Ending) -> Failure:
         history = self.history
-        asked = run.origin(run.events[position])
-        phase = next((s.phase for s in run.stretches if s.begin <= position < s.end), Phase.FORWARD)
+        event = whole.program.event(position)
+        asked = whole.origin(event)
+        phase = next((s.phase for s in whole.stretches if s.begin <= position < s.end), Phase.FORWARD)
         sums: dict[Category, int] = {}
-        for storage, block in live.items():
-            category = history.categories[run.origin(storage)]
-            sums[category] = sums.get(category, 0) + block.size
+        for storage, size in found.held:
+            category = history.categories[whole.origin(storage)]
+            sums[category] = sums.get(category, 0) + size
         return Failure(
             operation=history.names[asked],
-            scope=run.scope(run.events[position]),
+            scope=whole.scope(event),
             phase=phase.value,
-            requested_bytes=error.requested,
-            allocated_bytes=error.allocated,
-            reserved_bytes=error.reserved,
+            requested_bytes=sizes[event],
+            allocated_bytes=found.allocated_then,
+            reserved_bytes=found.reserved_then,
             by_category={category.value: sums[category] for category in Category if sums.get(category)},
         )

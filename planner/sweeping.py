@@ -15,12 +15,17 @@ from planner.fanout import Submits, on_executor, processes
 from planner.frame import WRITERS, Frame, Streamed, check_output
 from planner.grid import Grid, Unit, make_axes
 from planner.parts import Parts, Points
+from planner.render.breakdown import bars
+from planner.render.chart import Chart
+from planner.render.pictured import named_rows
+from planner.report import Report
 from planner.spec import ModelSpec
 from planner.stack import Stack
 from planner.table import Table
 
 CHUNK = 1 << 17
 """Rows that are computed, and held, at a time."""
+_MOST_BARS, _FEW = 40, 100
 _MOST_KEPT = 1 << 21
 """Rows of a sweep that are kept once they are computed; those of larger ones are computed again by each reader."""
 SIMULATE = ("auto", "all", "none")
@@ -71,6 +76,53 @@ class Sweep(Frame):
         if len(self.grid.gpus) > 1:
             found["gpu"] = tuple(device.name for device in self.grid.gpus if device is not None)
         return found | {axis.name: tuple(axis.values) for axis in self.grid.axes}
+
+    def is_computed(self) -> bool:
+        """Whether reading the rows takes no time worth mentioning."""
+        return sum(map(len, self._kept)) == len(self) or (self.engine == "analytic" and len(self) <= _FEW)
+
+    def report(self, number: int) -> Report:
+        """
+        The whole answer for one row: what `estimate` says.
+
+        Args:
+            number: Which row, from 0.
+
+        Raises:
+            IndexError: There is no such row.
+            QplanError: The row is one that the real stack would refuse.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
+        place, recipe = divmod(number, self.grid.num_recipes)
+        model, gpu = divmod(place, len(self.grid.gpus))
+        knobs = self.grid.knobs(recipe)
+        return api.estimate(
+            self.grid.models[model], gpu=self.grid.gpus[gpu], stack=self.grid.stack, engine=self.engine, **knobs
+        )
+
+    def bars(
+        self, *, where: Mapping[str, Any] | None = None, path: str | os.PathLike[str] | None = None, interactive: bool = False
+    ) -> Chart:
+        """
+        What the peaks of rows are made of, a bar each; each of those rows is estimated anew, with its parts.
+
+        Args:
+            where: The values of knobs to keep; at most 40 rows may be left.
+            path: Where to write it too: .png or .svg (matplotlib), .html (plotly).
+            interactive: Whether plotly draws it.
+
+        Raises:
+            InvalidRecipeError: No rows are left, or too many.
+            InvalidOutputError: The file cannot be written.
+            MissingExtraError: What draws is not installed: `pip install "qplan[plot]"`.
+        """
+        found = named_rows(self.columns, where or {})
+        if len(found) > _MOST_BARS:
+            raise InvalidRecipeError(
+                f"{len(found)} rows are left; there is room for {_MOST_BARS} bars", hint='name the values of knobs: where={"rank": 16}'
+            )
+        return bars({name: self.report(row) for name, row in found.items()}, path, interactive=interactive)
 
     def tables(self) -> Iterator[Table]:
         """The rows in order, some thousands at a time; of a sweep that is not too large they are kept, and computed once."""

@@ -6,9 +6,13 @@ What an allocator does hangs on every single event and on their order, so nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
+from planner.allocator.program import Part, Program, extend, pack
 from planner.history import History, Stretch
 from planner.ledger import Phase
 from planner.repetition import Repetition, numbered, repetition
@@ -53,7 +57,12 @@ def unroll_events(history: History) -> Unrolled:
     Raises:
         NotRepeatable: As `unroll_history`.
     """
-    return Unrolled(history)
+    shape = history.shape or history
+    if shape.unrolled is None:
+        shape.unrolled = Unrolled(shape)
+    found: Unrolled = shape.unrolled
+    return found if history is shape else found.resized(history)
+
 
 
 class _Pass(NamedTuple):
@@ -103,23 +112,46 @@ class Unrolled:
 
     Attributes:
         sizes, events, stretches, flushes: As in a `History`.
+        program: The events and flushes, as an allocator runs them; what instances do alike stands there once.
     """
 
     def __init__(self, history: History) -> None:
         self.history = history
         self.owners = history.owners
-        self.sizes, self.events, self.stretches, self.flushes = history.sizes, history.events, history.stretches, history.flushes
+        self.stretches, self.flushes = history.stretches, history.flushes
+        self.program = Program([Part(history.events)], history.flushes)
         if history.repeat <= _HELD:
             return
-        self.events, self.stretches, self.flushes = [], [], []
+        self.stretches, self.flushes, self.length = [], [], 0
+        self.parts: list[Part] = []
         self.end = history.repeat - 1  # the true number of the last instance
         self.second = [i for i, owner in enumerate(self.owners) if owner == 1]
         self.roles = {storage: role for role, storage in enumerate(self.second)}
         self.passes = _passes(history)
         self.twins = self._find_twins()  # of each storage of the last instance: the second's that plays its part
         self.lasts = {second: last for last, second in self.twins.items()}
-        self.sizes = history.sizes + [history.sizes[i] for i in self.second] * (self.end - 2)
         self._run()
+        self.program = Program(self.parts, self.flushes)
+
+    @property
+    def events(self) -> Sequence[int]:
+        """Every event."""
+        return self.program.events
+
+    @cached_property
+    def sizes(self) -> Sequence[int]:
+        """Bytes of every storage, packed where they are not absurd."""
+        sizes = self.history.sizes
+        if self.history.repeat <= _HELD:
+            return pack(sizes)
+        return extend(pack(sizes), [sizes[i] for i in self.second], self.end - 2)
+
+    def resized(self, history: History) -> Unrolled:
+        """The same events of a history in other sizes."""
+        found = copy.copy(self)
+        found.history = history
+        found.__dict__.pop("sizes", None)
+        return found
 
     def origin(self, storage: int) -> int:
         """The storage of the given history that it is, or that it is a copy of."""
@@ -137,8 +169,8 @@ class Unrolled:
     def named(self) -> History:
         """The history of all instances."""
         h = self.history
-        out = History(self.sizes, list(h.names), list(h.scopes), list(h.categories), events=self.events, layers=h.layers, warm_up=h.warm_up)
-        out.stretches, out.flushes = self.stretches, self.flushes
+        out = History(list(self.sizes), list(h.names), list(h.scopes), list(h.categories), layers=h.layers, warm_up=h.warm_up)
+        out.events, out.stretches, out.flushes = list(self.events), self.stretches, self.flushes
         out.owners = [self.end if owner == _LAST else owner for owner in h.owners]
         names, categories = [h.names[i] for i in self.second], [h.categories[i] for i in self.second]
         scopes = [numbered(h.scopes[i], h.scopes[self.lasts[i]], self.end - 1) for i in self.second]
@@ -161,17 +193,39 @@ class Unrolled:
             begin, end = stretches[i].begin, stretches[found.end - 1].end
             if any(begin < flush < end for flush in self.history.flushes):
                 raise NotRepeatable("the cache is emptied between layers")
-            self.flushes += [len(self.events)] * (begin in self.history.flushes)
+            self.flushes += [self.length] * (begin in self.history.flushes)
             if stretches[i].instance == 0:
                 self._forward(found)
                 i = found.end
             else:
                 self._backward(found)
                 i = found.end
-        deaths = [event for event in self.events if event < 0]
-        if len(set(deaths)) < len(deaths):
+        self._check_deaths()
+        self.flushes += [self.length] * (len(self.history.events) in self.history.flushes)
+
+    def _check_deaths(self) -> None:
+        """No storage dies twice: neither once and again, nor while instances in turn free theirs."""
+        once = [~event for part in self.parts if part.count == 1 for event in part.events if event < 0]
+        width, base = len(self.second), len(self.owners)
+        turns: dict[int, list[tuple[int, int]]] = {}  # by role: the first and the last storage
+        for events, count, shift in self.parts:
+            if count > 1:
+                for event in events:
+                    if event < 0:
+                        ends = (~event, ~event + (count - 1) * shift)
+                        turns.setdefault((~event - base) % width, []).append((min(ends), max(ends)))
+        runs = [sorted(found) for found in turns.values()]
+        again = len(set(once)) < len(once) or any(a[1] >= b[0] for run in runs for a, b in pairwise(run))
+        if again or any(low <= i <= high for i in once if i >= base for low, high in turns.get((i - base) % width, ())):
             raise NotRepeatable("a storage would be freed twice")
-        self.flushes += [len(self.events)] * (len(self.history.events) in self.history.flushes)
+
+    def _put(self, events: Sequence[int], count: int = 1, shift: int = 0) -> None:
+        """So many instances of the events, each to storages that lie `shift` further on."""
+        if count == 1 and self.parts and self.parts[-1].count == 1:
+            self.parts[-1].events.extend(events)
+        else:
+            self.parts.append(Part(list(events), count, shift))
+        self.length += len(events) * count
 
     def _instance(self, second: int, number: int) -> int:
         """The storage of another instance that plays the part of one of the second's."""
@@ -198,30 +252,32 @@ class Unrolled:
             twins.update(zip(last, second, strict=True))
         return twins
 
-    def _emit(self, phase: Phase, number: int | None, events: Iterable[int]) -> None:
-        begin = len(self.events)
-        self.events += events
-        self.stretches.append(Stretch(phase, begin, len(self.events), number))
+    def _emit(self, phase: Phase, numbers: Sequence[int], events: Sequence[int], shift: int = 0) -> None:
+        """What instances do; of several, what the first of them does."""
+        for i, number in enumerate(numbers):
+            begin = self.length + i * len(events)
+            self.stretches.append(Stretch(phase, begin, begin + len(events), number))
+        self._put(events, len(numbers), shift)
 
     def _forward(self, found: _Pass) -> None:
         first, end = _births(found.first), self.end
         firsts = dict(zip(first, _births(found.second), strict=False))
         after = found.second[len(found.second) - found.after_second :]
-        self._emit(found.phase, 0, found.first)
-        self._emit(found.phase, 1, found.second)
+        self._emit(found.phase, [0], found.first)
+        self._emit(found.phase, [1], found.second)
 
         def copy(number: int) -> list[int]:
             return self._as(number, found.last, {1: -1, _LAST: 0}) + self._as(number, after, {0: -1, 1: 0}, firsts)
 
         self._copies(found.phase, range(2, end), copy)
-        self._emit(found.phase, end, self._as(end, found.last, {1: -1, _LAST: 0}))
+        self._emit(found.phase, [end], self._as(end, found.last, {1: -1, _LAST: 0}))
 
     def _backward(self, found: _Pass) -> None:
         end = self.end
         firsts = self._freed_before(found)
-        self._emit(found.phase, end, self._as(end, found.last, {1: -1, _LAST: 0}))
+        self._emit(found.phase, [end], self._as(end, found.last, {1: -1, _LAST: 0}))
         self._copies(found.phase, range(end - 1, 0, -1), lambda number: self._as(number, found.second, {0: -1, 1: 0, _LAST: 1}, firsts))
-        self._emit(found.phase, 0, found.first)
+        self._emit(found.phase, [0], found.first)
 
     def _copies(self, phase: Phase, numbers: range, make: Callable[[int], list[int]]) -> None:
         """
@@ -229,12 +285,15 @@ class Unrolled:
         apart as instances do.
         """
         shift = numbers.step * len(self.second)
-        events: list[int] = []
         ends = (1, 2, 3, self.end - 2, self.end - 1)  # with a neighbour among the instances that are there
+        far = [number for number in numbers if number not in ends]
+        events: list[int] = []
         for number in numbers:
-            is_near = number in ends or not events
-            events = make(number) if is_near else [e + shift if e >= 0 else e - shift for e in events]
-            self._emit(phase, number, events)
+            if number in ends:
+                events = make(number)
+                self._emit(phase, [number], events)
+            elif number == far[0]:
+                self._emit(phase, far, [e + shift if e >= 0 else e - shift for e in events], shift)
 
     def _freed_before(self, found: _Pass) -> dict[int, int]:
         """Of the first's storages that the second's backward frees: the second's that the last's frees at the same point."""
@@ -277,8 +336,8 @@ class Unrolled:
 
     def _outside(self, stretch: Stretch) -> None:
         """What happens to storages of the second happens to those of each copy: run of events by run."""
-        h, out, roles = self.history, self.events, self.roles
-        begin = len(out)
+        h, roles = self.history, self.roles
+        begin = self.length
         run: list[int] = []
         flushes = {i for i in h.flushes if stretch.begin <= i < stretch.end}
         for i in range(stretch.begin, stretch.end):
@@ -288,19 +347,19 @@ class Unrolled:
                 self._repeat(run)
                 run = []
             if i in flushes:
-                self.flushes.append(len(out))
+                self.flushes.append(self.length)
             if mine:
                 run.append(event)
             else:
-                out.append(event)
+                self._put([event])
         self._repeat(run)
-        self.stretches.append(Stretch(stretch.phase, begin, len(out)))
+        self.stretches.append(Stretch(stretch.phase, begin, self.length))
 
     def _repeat(self, run: list[int]) -> None:
-        out, width, roles = self.events, len(self.second), self.roles
-        out += run
-        for base in range(len(self.owners), len(self.owners) + (self.end - 2) * width, width):
-            out += [base + roles[e] if e >= 0 else ~(base + roles[~e]) for e in run]
+        if run:
+            base, roles = len(self.owners), self.roles
+            self._put(run)
+            self._put([base + roles[e] if e >= 0 else ~(base + roles[~e]) for e in run], self.end - 2, len(self.second))
 
 
 def _births(events: list[int]) -> list[int]:

@@ -22,8 +22,19 @@ _AMPERE = (8, 0)
 
 
 def context_of(device: Device | None) -> runtime.Estimate:
-    """Bytes of the CUDA context on a card, or on one like most."""
+    """Bytes of the CUDA context on a card, or on one like most; where it was measured there, that."""
+    if device is not None and device.own is not None:
+        nbytes = device.own.context_bytes
+        return runtime.Estimate(nbytes, nbytes, nbytes, f"measured on this card, {device.own.measured}")
     return runtime.cuda_context(device.compute_capability if device else None)
+
+
+def _reserve_of(allocated_bytes: int, device: Device | None) -> runtime.Estimate:
+    """What the allocator usually reserves beyond an allocated peak; where it was measured on the card, that share."""
+    if device is None or device.own is None or device.own.reserve_per_mille is None:
+        return runtime.allocator_reserve(allocated_bytes)
+    nbytes = ceil_div(allocated_bytes * device.own.reserve_per_mille, 1000)
+    return runtime.Estimate(nbytes, nbytes, nbytes, f"measured on this card, {device.own.measured}")
 
 
 def budget_bytes(device: Device) -> int:
@@ -97,7 +108,7 @@ def _reserved(simulation: Simulation, device: Device | None) -> int:
 
 def usual_process_bytes(allocated_bytes: int, device: Device | None = None) -> int:
     """What a process usually holds that allocates so much, without a simulation: a usual reserve and the context."""
-    return allocated_bytes + runtime.allocator_reserve(allocated_bytes).nbytes + context_of(device).nbytes
+    return allocated_bytes + _reserve_of(allocated_bytes, device).nbytes + context_of(device).nbytes
 
 
 def outlook(allocated_bytes: int, device: Device, binding_phase: str, engine: str) -> Verdict:
@@ -112,7 +123,7 @@ def outlook(allocated_bytes: int, device: Device, binding_phase: str, engine: st
         binding_phase: The phase that it falls in.
         engine: Whose peak it is.
     """
-    reserve, context = runtime.allocator_reserve(allocated_bytes), context_of(device)
+    reserve, context = _reserve_of(allocated_bytes, device), context_of(device)
     required = usual_process_bytes(allocated_bytes, device)
     error = ceil_div(allocated_bytes * accuracy_of(engine).allocated, 10_000) + reserve.error_bytes + context.error_bytes
     headroom = budget_bytes(device) - required

@@ -24,6 +24,12 @@ def _plain_allocator() -> None:
         os.environ.pop(name, None)
 
 
+@pytest.fixture(autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without records and without a profile of cards, whoever runs the tests."""
+    monkeypatch.setenv("QPLAN_HOME", str(tmp_path_factory.getbasetemp() / "no-home"))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

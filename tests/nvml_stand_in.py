@@ -88,6 +88,12 @@ class Machine:
         self.monkeypatch.setenv("STAND_IN_NVML", str(self.answers))
         self.load(self.old if old else self.library)
 
+    def change(self, *answers: Answers, **changes: str | list[str]) -> None:
+        """Let the machine answer otherwise from now on, while somebody may be asking."""
+        after = self.answers.with_suffix(".new")
+        after.write_text(written(*answers, **changes))
+        after.replace(self.answers)
+
     def load(self, library: Path) -> None:
         """Let pynvml find that file under the library's name."""
         self.monkeypatch.setattr(pynvml, "nvmlLib", None)

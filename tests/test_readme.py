@@ -53,6 +53,7 @@ def shell(tmp_path: Path, repository: Path) -> Callable[[str], str]:
         "COLUMNS": "80",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
+        "QPLAN_HOME": str(tmp_path / "home"),
     }
 
     def run(command: str) -> str:
@@ -71,10 +72,11 @@ def shell(tmp_path: Path, repository: Path) -> Callable[[str], str]:
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Nothing of the stack is installed, as after the README's first command; no card is seen."""
     monkeypatch.setattr(stack, "_installed", dict)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("QPLAN_HOME", str(tmp_path / "home"))
     api._parsed_stack.cache_clear()
     yield
     api._parsed_stack.cache_clear()

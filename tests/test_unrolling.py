@@ -114,7 +114,7 @@ def test_events_alone_are_the_same(depth):
     history = written(depth, all_of_them=False)
     events, named = unroll_events(history), unroll_history(history)
 
-    assert (events.events, events.sizes, events.flushes) == (named.events, named.sizes, named.flushes)
+    assert (events.events, list(events.sizes), events.flushes) == (named.events, named.sizes, named.flushes)
     assert [events.scope(i) for i in range(len(events.sizes))] == named.scopes
     assert [history.names[events.origin(i)] for i in range(len(events.sizes))] == named.names
 
@@ -146,6 +146,27 @@ def test_a_layer_that_frees_what_belongs_to_no_layer_is_refused():
 
     with pytest.raises(NotRepeatable, match="belongs to no neighbour"):
         unroll_history(history)
+
+
+def test_a_storage_that_would_die_twice_is_refused():
+    """A second optimizer's step that frees the gradients of the first again, in every instance."""
+    history = written(8, all_of_them=False)
+    gradients = [i for i, name in enumerate(history.names) if name == "gradient" and history.owners[i] == 1]
+    history.events[history.events.index(~gradients[1])] = ~gradients[0]
+
+    with pytest.raises(NotRepeatable, match="freed twice"):
+        unroll_history(history)
+
+
+def test_other_sizes_share_the_events():
+    """A history of another batch is unrolled with it: the same events, its own sizes."""
+    history = written(8, all_of_them=False)
+    other = history.with_sizes([2 * size for size in history.sizes])
+    ours, theirs = unroll_events(history), unroll_events(other)
+
+    assert ours.program is theirs.program
+    assert list(theirs.sizes) == [2 * size for size in ours.sizes]
+    assert unroll_history(other).sizes == list(theirs.sizes)
 
 
 def test_instances_in_another_order_are_refused():

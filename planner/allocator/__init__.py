@@ -6,6 +6,8 @@ PyTorch's CUDA caching allocator, simulated: what a sequence of allocations and 
     allocator.free(block)
     allocator.reserved_bytes                        # what cudaMalloc has given and has not got back
 
+`planner.allocator.program` runs a whole run at once, compiled where there is a compiler.
+
 One device, one stream, no CUDA graphs: every free takes effect at once.
 """
 

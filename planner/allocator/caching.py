@@ -12,6 +12,7 @@ from planner.units import gib, human
 
 if TYPE_CHECKING:
     from planner.allocator.expandable import ExpandableSegments
+    from planner.allocator.native import Limits
 
 
 class OutOfMemory(Exception):
@@ -50,6 +51,7 @@ class CachingAllocator:
         allocated_bytes: Bytes of live blocks: `torch.cuda.memory_allocated()`.
         requested_bytes: Bytes that were asked for, of the live blocks.
         peak_allocated_bytes, peak_requested_bytes: The most that they have been.
+        rounds_to_blocks: Whether sizes are rounded to nothing coarser than 512 bytes.
         num_flushes: Requests that found the card full and made the allocator give cached memory back, whether or not that helped.
 
     Source:
@@ -77,7 +79,7 @@ class CachingAllocator:
         self._small = Pool(is_large=False, least_rest=BLOCK, page=SMALL_SEGMENT)
         self._large = Pool(is_large=True, least_rest=large_rest, page=settings.large_segment_size)
         self._collects = self._allowed is not None and settings.garbage_collection_threshold > 0
-        self._rounds_to_blocks = settings.roundup_power2_divisions == (0,) * INTERVALS
+        self.rounds_to_blocks = settings.roundup_power2_divisions == (0,) * INTERVALS
         self._takes_best_fit = settings.max_split_size is None and not settings.expandable_segments
         self.allocated_bytes = self.peak_allocated_bytes = 0
         self.requested_bytes = self.peak_requested_bytes = 0
@@ -88,6 +90,18 @@ class CachingAllocator:
         """Bytes that can be reserved: what cudaMalloc has, or less under a memory fraction; None on an endless card."""
         limits = [limit for limit in (self._memory.capacity, self._allowed) if limit is not None]
         return min(limits, default=None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it splits every block and keeps what it caches until the card is full: then compiled code knows what it does."""
+        return self.settings.max_split_size is None and not self._collects
+
+    @property
+    def limits(self) -> Limits:
+        """What compiled code must know of the card."""
+        from planner.allocator.native import Limits
+
+        return Limits(self._memory.capacity, self._allowed, None if self._expandable is None else self._expandable.range)
 
     @property
     def reserved_bytes(self) -> int:
@@ -123,7 +137,7 @@ class CachingAllocator:
             if nbytes:
                 raise ValueError(f"nbytes is {nbytes}; it must not be negative")
             return Block(0, 0, LIVE, None, None)
-        size = -(-nbytes // BLOCK) * BLOCK if self._rounds_to_blocks else self.settings.round_size(nbytes)
+        size = -(-nbytes // BLOCK) * BLOCK if self.rounds_to_blocks else self.settings.round_size(nbytes)
         pool = self._small if size <= SMALL_SIZE else self._large
         free = pool.free
         i = bisect_left(free, (size, -1, NOTHING))

@@ -12,15 +12,20 @@ from typer.main import get_command
 
 from planner.errors import QplanError
 
-NAMES = ("estimate", "sweep", "compare", "gpus", "models", "doctor")
+NAMES = ("estimate", "max", "fit", "which", "sweep", "compare", "gpus", "models", "verify", "records", "doctor")
 
 EXAMPLES = {
     "estimate": "Example: qplan estimate meta-llama/Llama-2-70b-hf --rank 16 --gpu a6000",
+    "max": "Example: qplan max meta-llama/Llama-3.1-8B --gpu t4 --vary batch-size",
+    "fit": "Example: qplan fit meta-llama/Llama-3.1-8B --gpu t4 --seq-len 2048 --emit trl",
+    "which": "Example: qplan which meta-llama/Llama-3.1-8B --seq-len 4096 --batch-size 4",
     "sweep": "Example: qplan sweep meta-llama/Llama-3.1-8B --gpu t4,l4 --batch-size 1:9 --seq-len 512,1024,2048 -o sweep.csv",
     "compare": "Example: qplan compare meta-llama/Llama-2-7b-hf mistralai/Mistral-7B-v0.1 --seq-len 2048",
     "gpus": "Example: qplan gpus meta-llama/Llama-3.1-8B --method lora",
     "models": "Example: qplan models qwen3 8b",
     "doctor": "Example: qplan doctor --json",
+    "verify": "Example: qplan verify my-small-config.json --device cpu",
+    "records": "Example: qplan records export records.json",
 }
 
 # The base of what the parser raises: it is public under no name of its own, but BadParameter is, and this is its grandparent.

@@ -13,6 +13,7 @@ from planner.cli import completion
 from planner.recipe import CHOICES, RANGES, module_names
 
 METHOD, PRECISION, STEP, STACK, OUTPUT = "What is trained", "Precision", "The step", "Where it runs", "Output"
+SEARCH = "What is looked for"
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,16 @@ def sweep(
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot",
+            help="Draw it: FILE.png, FILE.svg or FILE.html (needs qplan[plot]); two knobs, a panel for each card or third knob's value.",
+            metavar="FILE",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
     *,
     knobs: dict[str, Any],
@@ -122,19 +132,23 @@ def sweep(
     asked = _asked(models, {name: value for name, value in given.items() if value is not None}, knobs)
     if output is not None:
         _check(output, json=json)
+    if plot is not None:
+        _check_plot(plot, output)
+    shown: list[str] | None = None
     with terminal.progress(sys.stderr) as show:
         found = api_sweep(**asked, **_workers(jobs, ray), progress=screen.progress(show))
         if output is not None and not pareto:
             found.write(output, fits_only=fits_only, restart=restart)
-            shown = None
         else:
             rows = screen.front(found) if pareto else found.fits_only() if fits_only else found
-            shown = [screen.as_json(rows)] if json else list(screen.lines(rows, terminal.Terminal.of(sys.stdout), _MANY))
-            if output is not None:
+            if plot is not None:
+                rows.heatmap(path=plot)
+            elif output is not None:
                 rows.save(output)
-                shown = None
+            else:
+                shown = [screen.as_json(rows)] if json else list(screen.lines(rows, terminal.Terminal.of(sys.stdout), _MANY))
     if shown is None:
-        terminal.write([f"wrote {output}"], sys.stderr)
+        terminal.write([f"wrote {plot or output}"], sys.stderr)
     else:
         terminal.write(shown)
     return 0
@@ -168,6 +182,17 @@ def _workers(jobs: str | None, ray: str | None) -> dict[str, Any]:
 
         return {"executor": partial(RayExecutor, ray)}
     return {} if jobs is None else {"jobs": options.whole_number(jobs)}
+
+
+def _check_plot(plot: str, output: str | None) -> None:
+    """Refuse a picture that cannot be drawn, before any work is done."""
+    from planner.errors import InvalidOutputError
+    from planner.render.chart import style
+
+    if output is not None:
+        both = "--plot draws the rows, and --output writes them; both are given"
+        raise InvalidOutputError(both, hint="leave out one, and run it again with the other")
+    style(plot, interactive=False)
 
 
 def _check(output: str, *, json: bool) -> None:

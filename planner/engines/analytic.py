@@ -16,14 +16,14 @@ from planner.architecture import Fields, family_of
 from planner.architecture.decoder import Decoder
 from planner.device import Device
 from planner.engines.analysis import Analysis, host_ram
-from planner.engines.layout import Layouts
+from planner.engines.layout import Histories, Layouts
 from planner.engines.loading import Loading
 from planner.engines.modules import Kernels, kernels_of
 from planner.engines.resting import Resting, rest
 from planner.engines.step import run_step
 from planner.engines.traps import find_traps
 from planner.errors import UnsupportedModelError
-from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
+from planner.formulas.workspace import PRODUCT_THREADS, workspace_of
 from planner.ledger import Allocation, Category, Ledger, Phase, Rows, Span
 from planner.preparation import Preparation, prepare
 from planner.recipe import Recipe
@@ -32,6 +32,7 @@ from planner.spec import ModelSpec
 from planner.stack import Behaviours, Stack, behaviours
 
 if TYPE_CHECKING:
+    from planner.engines.reading import Pace
     from planner.history import History
 
 DEFAULT_CAPABILITY = (8, 0)
@@ -60,7 +61,7 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
 
     end = spans[-1].end
     rows = Rows(row if row.end else row._replace(end=end) for row in resting.rows)
-    workspace = cublas_workspace(capability[0])
+    workspace = workspace_of(device, capability)
     for thread in PRODUCT_THREADS:
         name = f"cuBLAS workspace of the {thread} thread"
         rows.add(Allocation(name, Category.WORKSPACE, workspace, resting.prepare_end, end))
@@ -74,19 +75,22 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         paged_bytes=resting.managed_bytes,
         host_ram_bytes=host_ram(spec, recipe, known) + resting.host_bytes,
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
-        _write=lambda ahead: _course(spec, base, recipe, kernels, capability[0], ahead),
+        _write=lambda pace: _course(spec, base, recipe, kernels, workspace, pace),
         run_key=(kernels, workspace),
-        races=known.reads_ahead,
+        reading=known.reading,
         _find_traps=lambda: find_traps(preparation, recipe, lambda r: analyse(spec, r, stack, device).ledger.high[1]),
     )
 
 
-def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, capability_major: int, ahead: int | None) -> History:
+def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, workspace: int, pace: Pace) -> History:
     """The history; its modules are loaded when somebody asks."""
     from planner.engines.course import Course
 
-    course = Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, capability_major)
-    return course.write(ahead)
+    def write(recipe: Recipe) -> History:
+        return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace).write(pace)
+
+    key = (kernels, workspace, pace, *_values(recipe, _BATCH))
+    return base.known_histories.get(key, lambda: Histories(write)).history(recipe)
 
 
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})
@@ -129,6 +133,7 @@ class _Foundation:
     preparation: Preparation
     resting: Resting
     known_layouts: _Recent[tuple[object, ...], Layouts] = field(default_factory=lambda: _Recent(16))
+    known_histories: _Recent[tuple[object, ...], Histories] = field(default_factory=lambda: _Recent(16))
 
     def layouts(self, recipe: Recipe, kernels: Kernels) -> Layouts:
         """The steps of a recipe, whatever its batch, by the kernels that the card runs."""

@@ -7,14 +7,14 @@ Layers run in their order here, since an allocator's holes hang on it; of a stre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.engines.arrival import Arrival, placed
 from planner.engines.optimizing import Trained, clip, make_states, update
+from planner.engines.reading import IN_TURN, Pace
 from planner.engines.resting import Resting, trained_tensors
 from planner.engines.step import Step
-from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
+from planner.formulas.workspace import PRODUCT_THREADS
 from planner.history import History, Stretch
 from planner.ledger import Category, Phase
 from planner.repetition import Repetition, repetition
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 _STEPS = 2
 """Steps of a history: states appear in the first, the second is like all that follow."""
-
-_ENOUGH = 6
-"""Instances to unroll to see whether three stand for all: with that many, some have a neighbour on each side that is a copy too."""
 
 
 class _InOrder(Step):
@@ -85,7 +82,7 @@ class Course:
         known: What the stack does.
         resting: What the optimizer walks over.
         kernels: What the card runs.
-        capability_major: Of the card: its cuBLAS workspaces.
+        workspace: Bytes of one cuBLAS workspace on the card.
     """
 
     def __init__(
@@ -97,30 +94,30 @@ class Course:
         known: Behaviours,
         resting: Resting,
         kernels: Kernels,
-        capability_major: int,
+        workspace: int,
     ) -> None:
         self.spec, self.decoder, self.preparation, self.recipe, self.known = spec, decoder, preparation, recipe, known
-        self.resting, self.kernels, self.workspace = resting, kernels, cublas_workspace(capability_major)
+        self.resting, self.kernels, self.workspace = resting, kernels, workspace
         self.history = History()
 
-    def write(self, ahead: int | None = 0) -> History:
+    def write(self, pace: Pace = IN_TURN) -> History:
         """
         The history.
 
         Args:
-            ahead: How many tensors a racing loader has read before the one that is quantised; None for all. A few reach into the next
-                layer, so that no layer does what another does: then all are run.
+            pace: Of the thread that quantises, where others read ahead of it: they reach into the next layers, so that no layer
+                arrives as another does, and all are run.
         """
-        if ahead not in (0, None):
-            return self._write(ahead, leaves_out=False)
-        found = self._write(ahead, leaves_out=True)
+        if pace is not IN_TURN:
+            return self._write(pace, leaves_out=False)
+        found = self._write(pace, leaves_out=True)
         try:
-            unroll_events(replace(found, repeat=min(found.repeat, _ENOUGH)))
+            unroll_events(found)
         except NotRepeatable:
-            return self._write(ahead, leaves_out=False)
+            return self._write(pace, leaves_out=False)
         return found
 
-    def _write(self, ahead: int | None, *, leaves_out: bool) -> History:
+    def _write(self, pace: Pace, *, leaves_out: bool) -> History:
         """The history, of every layer or of three instances of those that repeat."""
         h = self.history = History()
         first = self._run(1, leaves_out=leaves_out)
@@ -130,7 +127,7 @@ class Course:
         layers = range(len(self.decoder.layers))
         run = frozenset(i for i in layers if not count or not start + 2 * period <= i < start + (count - 1) * period)
         modules = placed(self.preparation, self.decoder.layer_prefix, run, first.instance_of)
-        Arrival(h, self.recipe, self.known).write(modules, self.preparation, self.spec.buffers, ahead)
+        Arrival(h, self.recipe, self.known).write(modules, self.preparation, self.spec.buffers, pace)
         trained = [
             Trained(parameter, module.name, module.owner)
             for module in modules
@@ -143,7 +140,7 @@ class Course:
 
     def _run(self, grad_accum: int, *, leaves_out: bool) -> _InOrder:
         """A step on a tape of its own; with accumulation, one that finds gradients."""
-        recipe = self.recipe.model_copy(update={"grad_accum": grad_accum})
+        recipe = self.recipe.unchecked(grad_accum=grad_accum)
         step = _InOrder(self.decoder, self.preparation, recipe, self.known, self.kernels)
         step.leaves_out = leaves_out
         step.run(self.resting)

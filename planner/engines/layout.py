@@ -3,14 +3,13 @@ Steps that are laid out once and then answer for other batches.
 
 Which tensors a step makes, and in which order they come and go, does not depend on the batch and its length but in a few places that ask
 for them. So the third time a recipe comes with another batch, its step is run with sizes that remember how they were computed
-(`planner.symbolic`), and from then on only the sizes are computed again.
+(`planner.symbolic`), and from then on only the sizes are computed again. A history is written the second time with such sizes.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from planner.extrapolation import unroll
 from planner.ledger import Rows, Span
@@ -18,11 +17,16 @@ from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.symbolic import Recording
 
+if TYPE_CHECKING:
+    from planner.history import History
+
 Run = Callable[[Recipe], Tape]
 Steps = tuple[Rows, list[Span]]
 
 _PLAIN_RUNS = 2
 """Runs before a step is recorded: recording costs as much as several runs, and most recipes are asked for once."""
+_PLAIN_HISTORIES = 1
+"""The same for histories, which are asked for more rarely, and where more is saved: a replay after another replay is worth it."""
 _MOST_LAYOUTS = 16
 
 
@@ -77,9 +81,51 @@ class Layouts:
 
     def _record(self, recipe: Recipe) -> _Layout:
         recording = Recording()
-        sized = copy.copy(recipe)
-        object.__setattr__(sized, "batch_size", recording.size("batch_size", recipe.batch_size))
-        object.__setattr__(sized, "seq_len", recording.size("seq_len", recipe.seq_len))
         rows = Rows()
-        spans = unroll(self.run(sized), self.begin, rows)
+        spans = unroll(self.run(_sized(recording, recipe)), self.begin, rows)
         return _Layout(rows, spans, recording.program(rows.sizes))
+
+
+class _Written(NamedTuple):
+    """A recorded history and the program that computes its sizes."""
+
+    history: History
+    program: Callable[..., list[int] | None]
+
+
+class Histories:
+    """
+    The histories of one recipe, whatever the batch: they share everything but the sizes, and with it how they are unrolled.
+
+    Args:
+        write: Writes a history.
+    """
+
+    def __init__(self, write: Callable[[Recipe], History]) -> None:
+        self.write = write
+        self.num_runs = 0
+        self.written: list[_Written] = []
+
+    def history(self, recipe: Recipe) -> History:
+        """The history of the recipe's run."""
+        for history, program in self.written:
+            sizes = program(recipe.batch_size, recipe.seq_len)
+            if sizes is not None:
+                return history.with_sizes(sizes)
+        self.num_runs += 1
+        if self.num_runs <= _PLAIN_HISTORIES or len(self.written) >= _MOST_LAYOUTS:
+            return self.write(recipe)
+        recording = Recording()
+        history = self.write(_sized(recording, recipe))
+        program = recording.program(history.sizes)
+        sizes = program(recipe.batch_size, recipe.seq_len)
+        assert sizes is not None
+        history.sizes = sizes
+        self.written.append(_Written(history, program))
+        return history
+
+
+def _sized(recording: Recording, recipe: Recipe) -> Recipe:
+    """The recipe with a batch that remembers what is computed from it."""
+    batch_size, seq_len = recording.size("batch_size", recipe.batch_size), recording.size("seq_len", recipe.seq_len)
+    return recipe.unchecked(batch_size=batch_size, seq_len=seq_len)

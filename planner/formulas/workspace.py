@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from planner.dtypes import DType
 from planner.formulas.blocks import TensorBytes, Tensors, larger, smaller
 from planner.units import KIB, MIB, ceil_div, round_up
+
+if TYPE_CHECKING:
+    from planner.device import Device
 
 PRODUCT_THREADS = ("forward", "autograd")
 """
@@ -30,6 +33,18 @@ def cublas_workspace(capability_major: int) -> int:
     return 32 * MIB if capability_major in (9, 10, 12) else 2 * 4096 * KIB + 8 * 16 * KIB
 
 
+def workspace_of(device: Device | None, capability: tuple[int, int]) -> int:
+    """
+    Bytes of one cuBLAS workspace on a card: what was measured there, else the formula.
+
+    Args:
+        device: The card; None for one like most.
+        capability: Its compute capability, or that of one like most.
+    """
+    own = device.own.workspace_bytes if device is not None and device.own is not None else None
+    return cublas_workspace(capability[0]) if own is None else own
+
+
 class Attention(NamedTuple):
     """
     One attention over a batch whose queries and keys are equally many.
@@ -49,19 +64,6 @@ class Attention(NamedTuple):
     kv_heads: int
     head_dim: int
     dtype: DType
-
-
-def eager_softmax_backward(attention: Attention, softmax_dtype: DType = DType.FP32) -> Tensors:
-    """
-    `grad * output`, which the backward of softmax makes inside itself: one more matrix of scores [batch, heads, tokens, tokens].
-
-    The backward of log-softmax makes none.
-
-    Source:
-        torch@2.13.0, aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out.
-    """
-    scores = attention.batch * attention.heads * attention.tokens * attention.tokens
-    return (TensorBytes("grad * output", scores * softmax_dtype.num_bytes),)
 
 
 def flash_backward(attention: Attention) -> Tensors:

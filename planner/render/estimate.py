@@ -32,6 +32,7 @@ def lines(report: Report, terminal: Terminal, *, explain: bool = False) -> list[
     parts += [_spaced(_traps(report, terminal) + _suggestions(report, terminal))]
     parts += [
         _spaced(_warnings(report, terminal)),
+        _spaced(_near(report, terminal)),
         _spaced(_next(report, terminal, explained=explain)),
         _small_print(report, terminal),
     ]
@@ -57,10 +58,10 @@ def _answer(report: Report, terminal: Terminal) -> list[str]:
     }
     text = wrap(f"{word}{needs}{how[verdict.outcome]} (error {gib(verdict.error_bytes)})", terminal.width)
     rows = [terminal.paint(word, "bold", hue) + text[0][len(word) :], *text[1:]]
-    return rows + [row for sentence in _why(verdict) for row in wrap(sentence, terminal.width)]
+    return rows + [row for sentence in why(verdict) for row in wrap(sentence, terminal.width)]
 
 
-def _why(verdict: Verdict) -> list[str]:
+def why(verdict: Verdict) -> list[str]:
     """Where the run fails or has to give cached memory back, and whether expandable segments would help."""
     found, failure = [], verdict.failure
     if failure is not None:
@@ -212,13 +213,22 @@ def _warnings(report: Report, terminal: Terminal) -> list[str]:
     return rows
 
 
+def _near(report: Report, terminal: Terminal) -> list[str]:
+    """How good a prediction was where one was verified on this card."""
+    if report.near is None:
+        return []
+    from planner.render.records import near_lines
+
+    return labelled("record", near_lines(report.near, terminal, _LABEL), _LABEL)
+
+
 def _race(report: Report) -> list[str]:
     """The range of what is reserved, where the stack leaves it to chance."""
     if report.device is None:
         return []
     low, high = report.peak.held.reserved_low_bytes, report.peak.held.reserved_high_bytes
     version = report.stack["transformers"]
-    text = f"transformers {version} loads in threads that run ahead by chance: reserved is from {human(low)} to {human(high)}"
+    text = f"transformers {version} may load in threads that run ahead by chance: reserved is from {human(low)} to {human(high)}"
     return [text] if low < high else []
 
 
@@ -243,7 +253,9 @@ def pasteable(command: str, width: int) -> list[str]:
 def _small_print(report: Report, terminal: Terminal) -> list[str]:
     text = "* not simulated: a usual reserve and CUDA context; --gpu NAME simulates a card"
     if report.device is not None:
-        text = f"* with a CUDA context of {human(report.device.context_bytes)}, as published; reserved is simulated"
+        own = report.details is not None and report.details.device is not None and report.details.device.own is not None
+        said = "measured on this card" if own else "as published"
+        text = f"* with a CUDA context of {human(report.device.context_bytes)}, {said}; reserved is simulated"
     text = terminal.cut(text, terminal.width)
     stack = terminal.cut(f"Stack: {report.stack['source']}, versions in --explain", terminal.width)
     return [terminal.paint(row, "dim") for row in (text, stack)]

@@ -142,12 +142,12 @@ def _published(counted: int, published: int | None) -> str:
 def _provenance(report: Report, terminal: Terminal) -> list[list[str]]:
     """Each published number with its origin."""
     from planner.accuracy import accuracy_of
-    from planner.formulas import runtime
+    from planner.verdict import context_of
 
     peak, known = report.peak, report.details
     assert known is not None
     card = known.device
-    context = runtime.cuda_context(card.compute_capability if card else None)
+    context = context_of(card)
     accuracy = accuracy_of(report.engine)
     counted = f"{report.model.num_parameters:,}, counted from the module table ({printable(report.model.source)})"
     facts = [

@@ -21,7 +21,7 @@ def lines(cards: Sequence[Device], verdicts: Sequence[CardVerdict] | None, termi
         verdicts: The verdict of every card, or None where no model was named.
         terminal: What can be shown.
     """
-    return _catalogue(cards, terminal) if verdicts is None else _verdicts(verdicts, terminal)
+    return _catalogue(cards, terminal) if verdicts is None else verdict_rows(verdicts, terminal)
 
 
 def as_json(cards: Sequence[Device], verdicts: Sequence[CardVerdict] | None) -> str:
@@ -44,15 +44,20 @@ def _catalogue(cards: Sequence[Device], terminal: Terminal) -> list[str]:
     return [*found, "", *(terminal.paint(line, "dim") for line in wrap(note, terminal.width))]
 
 
-def _verdicts(verdicts: Sequence[CardVerdict], terminal: Terminal) -> list[str]:
+def verdict_rows(verdicts: Sequence[CardVerdict], terminal: Terminal) -> list[str]:
+    """A table of cards with what each has, what is needed, and the verdict."""
     room = terminal.width - 46
     found = [terminal.paint(f"{'card':<{room}}{'GiB':>9}{'needed*':>10}{'to spare':>10}   verdict", "dim")]
     for card in verdicts:
         word, hue = OUTCOMES[card.verdict.outcome]
         sizes = f"{gib(card.verdict.budget_bytes):>9}{gib(card.verdict.required_bytes):>10}{gib(card.verdict.headroom_bytes):>10}"
         found.append(f"{terminal.fit(card.device.name, room - 1):<{room}}{sizes}   {terminal.paint(word.lower(), hue)}")
+    return [*found, "", *_note(terminal)]
+
+
+def _note(terminal: Terminal) -> list[str]:
     note = (
         "* simulated: the allocator's reserve on that card, and a usual CUDA context. tight: fits by less than the stated error, or only "
         "once cached memory is given back."
     )
-    return [*found, "", *(terminal.paint(line, "dim") for line in wrap(note, terminal.width))]
+    return [terminal.paint(line, "dim") for line in wrap(note, terminal.width)]

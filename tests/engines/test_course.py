@@ -14,6 +14,7 @@ from planner.engines.analytic import analyse, decoder_of
 from planner.engines.course import Course
 from planner.engines.modules import kernels_of
 from planner.engines.resting import rest
+from planner.formulas.workspace import cublas_workspace
 from planner.history import History
 from planner.ledger import Category, Phase
 from planner.preparation import prepare
@@ -61,7 +62,7 @@ def history(config: dict[str, Any], knobs: dict[str, Any]) -> History:
     known = behaviours(LATEST, recipe)
     preparation, decoder = prepare(spec, recipe, known), decoder_of(spec)
     resting = rest(spec, preparation, recipe, decoder.reaches)
-    return Course(spec, decoder, preparation, recipe, known, resting, kernels_of(preparation, recipe, (8, 0)), 8).write()
+    return Course(spec, decoder, preparation, recipe, known, resting, kernels_of(preparation, recipe, (8, 0)), cublas_workspace(8)).write()
 
 
 def spelled(found: History) -> list[tuple[Any, ...]]:

@@ -11,12 +11,14 @@ from planner.api import estimate
 from planner.architecture import build_spec
 from planner.catalog import find_checkpoint
 from planner.engines.analytic import foundation_of
-from planner.engines.layout import Layouts
+from planner.engines.course import Course
+from planner.engines.layout import Histories, Layouts
 from planner.engines.modules import kernels_of
 from planner.engines.step import run_step
 from planner.extrapolation import unroll
 from planner.ledger import Rows
 from planner.recipe import make_recipe
+from planner.unrolling import unroll_events
 
 RECIPES = (
     {},
@@ -58,6 +60,34 @@ def test_a_recorded_step_equals_one_that_is_run(model: str, knobs: dict[str, obj
 
         assert unroll(run(recipe), 3, plain) == spans
         assert plain.columns == rows.columns
+
+
+@pytest.mark.parametrize("knobs", RECIPES, ids=lambda k: "-".join(map(str, k.values())) or "default")
+@pytest.mark.parametrize("model", MODELS)
+def test_a_recorded_history_equals_one_that_is_written(model: str, knobs: dict[str, object]):
+    """Every column, and every event and size of the whole model, for batches across every threshold."""
+    found = find_checkpoint(model)
+    spec, stack = build_spec(found.config, id=found.id), stacks.parse_stack("latest")
+    draw = random.Random(model)  # noqa: S311 - batches, not secrets
+    recorded: dict[object, Histories] = {}
+    for _ in range(8):
+        batch, length = draw.choice((1, 1, 2, 3, 7)), draw.choice((1, 3, 100, 512, 1000, 1536, 2048, 4096, 5000, 9000))
+        recipe = stacks.resolve(make_recipe(batch_size=batch, seq_len=length, **knobs), stack, spec.dtype)
+        base = foundation_of(spec, recipe, stack)
+        kernels = kernels_of(base.preparation, recipe, (8, 0))
+
+        def write(recipe, base=base, kernels=kernels):
+            return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, 8).write()
+
+        histories = recorded.setdefault((kernels, recipe.padding), Histories(write))
+        histories.num_runs = 10  # past those that are not recorded
+        other, plain = histories.history(recipe), write(recipe)
+
+        for name in ("sizes", "events", "names", "scopes", "categories", "owners", "stretches", "flushes", "repeat", "warm_up"):
+            assert getattr(other, name) == getattr(plain, name), name
+        theirs, whole = unroll_events(other), unroll_events(plain)
+        assert (theirs.sizes, theirs.events, theirs.stretches) == (whole.sizes, whole.events, whole.stretches)
+        assert {type(size) for size in theirs.sizes} == {int}
 
 
 def test_an_estimate_of_another_batch_is_that_of_a_fresh_process():

@@ -128,67 +128,6 @@ def test_loading_holds_what_bitsandbytes_holds_while_it_quantises(double_quant: 
         assert weight.quant_state.nested is double_quant
 
 
-@pytest.mark.parametrize("dtypes", [(DType.BF16, DType.BF16), (DType.FP32, DType.BF16), (DType.FP16, DType.BF16)])
-@pytest.mark.parametrize("double_quant", [False, True])
-def test_backward_holds_what_the_real_backward_holds(dtypes: tuple[DType, DType], double_quant: bool) -> None:
-    """The real gradient of x: the weight in the type that was quantised, and a cast where the gradient has another."""
-    T, N, K = 2, 64, 256
-    state_dtype, grad_dtype = dtypes
-    packed, state = bnb.functional.quantize_4bit(
-        torch.randn(N, K).to(TORCH_DTYPES[state_dtype]), quant_type="nf4", compress_statistics=double_quant
-    )
-    context = SimpleNamespace(is_empty=False, needs_input_grad=NEEDS_GRAD, tensors=(None, packed), state=state)
-    grad_y = torch.randn(T, N, dtype=TORCH_DTYPES[grad_dtype])
-    with LiveStorages() as live:
-        grad_x = bnb.autograd._functions.MatMul4Bit.backward(context, grad_y)[0]
-    moments = weights.four_bit_backward(N * K, state_dtype, grad_dtype, double_quant=double_quant)
-
-    assert live.peak == max(*map(total_bytes, moments[:2]), total_bytes(moments[2]) + nbytes(grad_x))
-
-
-@pytest.mark.parametrize("dtypes", [(DType.BF16, DType.BF16), (DType.FP32, DType.BF16), (DType.FP16, DType.FP16)])
-def test_int8_backward_holds_what_the_real_backward_holds(dtypes: tuple[DType, DType]) -> None:
-    """The real gradient of x: the weight in the type that x had, its scales, and the cast gradient."""
-    T, N, K = 32, 64, 256
-    dtype, grad_dtype = dtypes
-    values, scales, _ = bnb.functional.int8_vectorwise_quant(torch.randn(N, K, dtype=torch.float16))
-    context = SimpleNamespace(
-        is_empty=False, needs_input_grad=NEEDS_GRAD, tensors=(None, None, None), tensor_states=(None, None),
-        state=SimpleNamespace(CB=values, SCB=scales), dtype_A=TORCH_DTYPES[dtype], grad_shape=(T, K),
-    )  # fmt: skip
-    grad_y = torch.randn(T, N, dtype=TORCH_DTYPES[grad_dtype])
-    with LiveStorages() as live:
-        grad_x = bnb.autograd._functions.MatMul8bitLt.backward(context, grad_y)[0]
-    dequantising, product = weights.int8_backward(T, K, N, dtype, grad_dtype)
-
-    assert live.peak == max(total_bytes(dequantising), total_bytes(product) + nbytes(grad_x))
-
-
-def test_forward_of_a_70b_mlp_matrix() -> None:
-    """0.470 GB of weight and twice 14.7 MB of statistics; autocast over an fp32 compute dtype copies the weight once more."""
-    n = 8192 * 28672
-    assert total_bytes(weights.four_bit_forward(n, DType.BF16, double_quant=True)) == 2 * n + 2 * (n // 16)
-    assert total_bytes(weights.four_bit_forward(n, DType.BF16, double_quant=False)) == 2 * n
-    assert total_bytes(weights.four_bit_forward(n, DType.FP32, double_quant=False, product_dtype=DType.BF16)) == 6 * n
-
-
-def test_int8_moments() -> None:
-    """In letters: T tokens, K inputs, N outputs."""
-    T, K, N = 128, 256, 512
-    quantising, product = weights.int8_forward(T, K, N, DType.BF16)
-
-    assert total_bytes(quantising) == 2 * T * K + 4 * T + T * K + 2 * T * K + T * K
-    assert total_bytes(product) == 4 * T + T * K + 4 * T * N + 2 * T * N
-    quantising, product = weights.int8_forward(T, K, N, DType.FP16, threshold=False)
-    assert total_bytes(quantising) == 4 * T + T * K
-    assert total_bytes(product) == 4 * T + T * K + 4 * T * N
-    dequantising, product = weights.int8_backward(T, K, N, DType.FP32, DType.BF16)
-    assert total_bytes(dequantising) == 4 * K * N + 4 * N
-    assert total_bytes(product) == 4 * K * N + 4 * T * N
-    assert total_bytes(weights.int8_backward(T, K, N, DType.BF16, DType.BF16)[1]) == 2 * K * N
-    assert total_bytes(weights.int8_loading(K * N, DType.BF16)) == 4 * K * N
-
-
 @lru_cache
 def real_kernel_choice() -> Any:
     """bitsandbytes' own choice of kernel, taken out of its file: the CUDA backend cannot be imported without CUDA."""

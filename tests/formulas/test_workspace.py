@@ -12,7 +12,6 @@ from planner.formulas.workspace import (
     Attention,
     Tile,
     cublas_workspace,
-    eager_softmax_backward,
     efficient_backward,
     efficient_backward_tile,
     flash_backward,
@@ -40,14 +39,6 @@ def test_flash_backward_without_grouped_heads_expands_nothing() -> None:
     for head_dim, padded in ((64, 64), (80, 96), (96, 96), (100, 128), (160, 192)):
         scratch = flash_backward(Attention(2, 130, 4, 4, head_dim, DType.BF16))
         assert [tensor.nbytes for tensor in scratch] == [4 * 2 * 4 * 256, 4 * 2 * 256 * 4 * padded]
-
-
-def test_softmax_backward_makes_one_more_score_matrix() -> None:
-    """B * H * S * S in the type of the softmax: fp32 in transformers."""
-    attention = Attention(2, 1024, 12, 2, 128, DType.FP16)
-
-    assert total_bytes(eager_softmax_backward(attention)) == 4 * 2 * 12 * 1024 * 1024
-    assert total_bytes(eager_softmax_backward(attention, DType.FP16)) == 2 * 2 * 12 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
@@ -96,6 +87,6 @@ def test_keys_that_leave_the_registers_are_accumulated_in_fp32() -> None:
 def test_arrays_of_tokens() -> None:
     """A grid of lengths gives a grid of bytes."""
     tokens = np.array([128, 512, 1000, 4096])
-    for scratch in (flash_backward, lambda a: efficient_backward(a, (8, 9)), eager_softmax_backward):
+    for scratch in (flash_backward, lambda a: efficient_backward(a, (8, 9))):
         grid = total_bytes(scratch(LLAMA_70B._replace(tokens=tokens)))  # type: ignore[arg-type]
         assert list(grid) == [total_bytes(scratch(LLAMA_70B._replace(tokens=int(t)))) for t in tokens]  # type: ignore[call-overload]

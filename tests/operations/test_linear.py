@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from planner.dtypes import DType
 from planner.operations.elementwise import activation
 from planner.operations.linear import Linear, base_linear, product
 from planner.tensors import Tensor
-from tests.live import Figures, leaf, of_tape, of_torch, pair
+from tests.live import TORCH, Figures, LiveStorages, leaf, of_tape, of_torch, pair
 
 torch = pytest.importorskip("torch")
 F = pytest.importorskip("torch.nn.functional")
@@ -107,3 +110,46 @@ def test_int8_keeps_its_input():
     figures = of_tape(lambda t, x: base_linear(t, activation(t, x, "silu"), layer), x)
 
     assert 2 * B * S * K + out == figures.kept
+
+
+NEEDS_GRAD = (True, False, None, False, None)  # of the input alone: the base is frozen
+
+
+def real_backward(function: str, context: Any, grad_y: torch.Tensor) -> int:
+    """The most that bitsandbytes' own backward holds beside the gradient that it is given."""
+    bnb = pytest.importorskip("bitsandbytes")
+    with LiveStorages() as live:
+        getattr(bnb.autograd._functions, function).backward(context, grad_y)
+    return live.peak
+
+
+@pytest.mark.parametrize("state_dtype", [BF16, FP32, FP16])
+@pytest.mark.parametrize("nested", [False, True])
+def test_four_bit_backward_holds_what_the_real_one_holds(nested, state_dtype):
+    """The weight in the type that was quantised with its scales, a cast where the gradient has another type, and the input's gradient."""
+    bnb = pytest.importorskip("bitsandbytes")
+    T, N, K = 2, 64, 256
+    packed, state = bnb.functional.quantize_4bit(torch.randn(N, K).to(TORCH[state_dtype]), quant_type="nf4", compress_statistics=nested)
+    context = SimpleNamespace(is_empty=False, needs_input_grad=NEEDS_GRAD, tensors=(None, packed), state=state)
+    layer = Linear(K, N, Tensor(None, N * K // 2, DType.UINT8), quantization="nf4", nested=nested, quant_dtype=state_dtype)
+    figures = of_tape(lambda t, x: base_linear(t, x, layer), Tensor(None, T * K, BF16, requires_grad=True))
+    out = 2 * T * N  # the output, and the gradient that backward starts from
+
+    assert figures.backward - 2 * out == real_backward("MatMul4Bit", context, torch.randn(T, N).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+def test_int8_backward_holds_what_the_real_one_holds(dtype):
+    """The weight in the type of the input, its scales in fp32 while it is made, and the input's gradient."""
+    bnb = pytest.importorskip("bitsandbytes")
+    T, N, K = 32, 64, 256
+    values, scales, _ = bnb.functional.int8_vectorwise_quant(torch.randn(N, K, dtype=torch.float16))
+    context = SimpleNamespace(
+        is_empty=False, needs_input_grad=NEEDS_GRAD, tensors=(None, None, None), tensor_states=(None, None),
+        state=SimpleNamespace(CB=values, SCB=scales), dtype_A=TORCH[dtype], grad_shape=(T, K),
+    )  # fmt: skip
+    layer = Linear(K, N, Tensor(None, N * K, DType.INT8), quantization="int8")
+    figures = of_tape(lambda t, x: base_linear(t, x, layer), Tensor(None, T * K, dtype, requires_grad=True))
+    out = 2 * T * N
+
+    assert figures.backward - 2 * out == real_backward("MatMul8bitLt", context, torch.randn(T, N).to(TORCH[dtype]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.accuracy import EXTRAPOLATED_PERCENT
-from planner.bookkeeping import keep_books, steady_bytes
+from planner.bookkeeping import keep_books, keep_exact_books, steady_bytes
 from planner.device import Device
 from planner.engines.analysis import Analysis, host_ram
 from planner.engines.traced.run import DEFAULT_CAPABILITY, Progress, Trace, trace_run
@@ -50,8 +50,8 @@ def analyse(
         paged_bytes=trace.paged_bytes,
         host_ram_bytes=host_ram(spec, recipe, known),
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
-        run_key=("traced", capability),
-        races=False,
+        run_key=("traced", capability, device.own if device else None),
+        reading="in_turn",
         _write=lambda _: history,
         warnings=_warnings(trace),
     )
@@ -74,3 +74,42 @@ def _warnings(trace: Trace) -> tuple[str, ...]:
         return ()
     some = f"traced {trace.num_layers} of {trace.whole_layers} layers; the others repeat them"
     return (f"{some} (off full traces by {EXTRAPOLATED_PERCENT} % at most)",)
+
+
+def analyse_on_cpu(
+    spec: ModelSpec, recipe: Recipe, stack: Stack, *, every_layer: bool = False, progress: Progress | None = None
+) -> Analysis:
+    """
+    The memory of the same run on the CPU: its kernels, its autocast, tensors of the very bytes that they have.
+
+    Args:
+        spec: The checkpoint.
+        recipe: A resolved recipe.
+        stack: The versions that are installed.
+        every_layer: Whether to run all layers, whatever repeats.
+        progress: Is told what the trace is at.
+
+    Raises:
+        UnavailableError: torch cannot trace here.
+        UnsupportedModelError: The model cannot be built, or an operation of it cannot be followed.
+    """
+    trace = trace_run(spec, recipe, stack, every_layer=every_layer, progress=progress, on_cpu=True)
+    try:
+        history = unroll_history(trace.history)
+    except NotRepeatable:
+        trace = trace_run(spec, recipe, stack, every_layer=True, progress=progress, on_cpu=True)
+        history = trace.history
+    ledger = keep_exact_books("traced", history)
+    return Analysis(
+        ledger=ledger,
+        steady_bytes=steady_bytes(ledger),
+        num_quantized_parameters=trace.num_quantized_parameters,
+        num_trainable_parameters=trace.num_trainable_parameters,
+        paged_bytes=trace.paged_bytes,
+        host_ram_bytes=ledger.high[1],
+        download_bytes=spec.num_parameters * spec.dtype.num_bytes,
+        run_key=("traced", "cpu"),
+        reading="in_turn",
+        _write=lambda _: history,
+        warnings=_warnings(trace),
+    )

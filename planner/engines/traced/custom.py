@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from planner.engines.traced.building import without_launches
+from planner.engines.running.building import without_launches
+from planner.engines.running.tensors import name_gradients, name_model, name_states
 from planner.engines.traced.recorder import Recorder
 from planner.engines.traced.run import recording
-from planner.engines.traced.tensors import name_gradients, name_model, name_states
 from planner.errors import InvalidRecipeError
 from planner.history import History
 from planner.ledger import Phase

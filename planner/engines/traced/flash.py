@@ -17,6 +17,8 @@ from unittest import mock
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere
 
+from planner.engines.running.older import IS_OLDER
+
 _forward = torch.ops.aten._flash_attention_forward.default
 
 
@@ -61,8 +63,17 @@ def available() -> Iterator[None]:
         transformers@5.23.0, modeling_utils.py, _flash_attn_can_dispatch; modeling_flash_attention_utils.py, _lazy_imports.
     """
     from transformers import modeling_flash_attention_utils as utils
+    from transformers import modeling_utils
     from transformers.modeling_utils import PreTrainedModel
 
+    if IS_OLDER:
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(modeling_utils, "is_flash_attn_2_available", return_value=True))
+            for name in ("flash_attn_func", "flash_attn_varlen_func"):
+                stack.enter_context(mock.patch.object(utils, name, globals()[name], create=True))
+            stack.enter_context(mock.patch.object(utils, "_flash_supports_window_size", new=True, create=True))
+            yield
+        return
     check = PreTrainedModel._flash_attn_can_dispatch
 
     def can_dispatch(self: Any, flash_attn_version: int, *args: Any, **kwargs: Any) -> bool:

@@ -6,8 +6,11 @@ in-place operations and its threads work as on a card, in a build without CUDA, 
 is needed. Python sees a CUDA tensor, so that transformers, PEFT, bitsandbytes and TRL take the branches that they take on a card. The
 arithmetic of shapes is the meta device's.
 
-What was not taken: fake tensors on `cpu` (other autocast lists, masks of dropout four times as large), fake tensors on `cuda` (need a
-compiled device guard in a CPU build, and fail at the first view in a CUDA build without a driver).
+For a plan of the CPU itself (`host`) a ghost is what C++ takes for a tensor of the CPU: then autocast, attention and every other choice
+are the CPU's own.
+
+What was not taken for cards: fake tensors on `cpu` (other autocast lists, masks of dropout four times as large), fake tensors on `cuda`
+(need a compiled device guard in a CPU build, and fail at the first view in a CUDA build without a driver).
 """
 
 from __future__ import annotations
@@ -87,12 +90,12 @@ class Ghost(torch.Tensor):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         """The device that Python code believes in."""
-        return HOST if self.on_host else CUDA
+        return HOST if self.on_host else _place[0]
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
         """As `device` says."""
-        return not self.on_host
+        return self.device.type == "cuda"
 
     @property
     def data(self) -> torch.Tensor:
@@ -136,6 +139,10 @@ class Ghost(torch.Tensor):
 
 _devices: list[torch.device] = []
 """What C++ takes the card and the host for: two devices of one backend, so that a parameter can move between them in place."""
+
+
+_place = [CUDA]
+"""Where Python code believes ghosts to be."""
 
 
 _traces: list[None] = []
@@ -207,7 +214,7 @@ def _register() -> None:
         )
     if taken != NAME:
         setup(rename=NAME, backend_module=_Backend(), hook=_hook())
-    _devices[:] = torch.device(NAME, 0), torch.device(NAME, 1)
+    _devices[:], _place[:] = (torch.device(NAME, 0), torch.device(NAME, 1)), (CUDA,)
 
 
 _original_to = torch.Tensor.to
@@ -269,6 +276,7 @@ def card(capability: tuple[int, int], total_bytes: int, multiprocessors: int) ->
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "set_device": lambda _: None,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or capability >= (8, 0),
         "get_device_capability": lambda *_, **__: capability,
         "get_device_properties": lambda *_, **__: properties,
@@ -295,3 +303,17 @@ def card(capability: tuple[int, int], total_bytes: int, multiprocessors: int) ->
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") copies through the dispatcher, not by itself
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
         yield
+
+
+@contextmanager
+def host() -> Iterator[None]:
+    """A process whose ghosts are on the CPU, for C++ and for Python."""
+    before = list(_devices), list(_place)
+    _devices[:], _place[:] = (HOST, HOST), (HOST,)
+    with ExitStack() as stack:
+        for module in map(import_module, ("torch.optim.optimizer", "torch.utils._foreach_utils")):
+            stack.enter_context(mock.patch.object(module, "_foreach_supported_types", [*module._foreach_supported_types, Ghost]))
+        try:
+            yield
+        finally:
+            _devices[:], _place[:] = before

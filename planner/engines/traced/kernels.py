@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere
 
 from planner.dtypes import DType
+from planner.engines.running.books import Rule
 from planner.engines.traced.ghosts import NAME, Ghost
-from planner.engines.traced.recorder import Recorder, Rule
+from planner.engines.traced.recorder import Recorder
 from planner.formulas.workspace import Attention, cublas_workspace, efficient_backward, flash_backward
 
 _aten = torch.ops.aten
@@ -30,8 +31,8 @@ Source:
     torch@2.14.1, CUDA build: the operations with both a CUDA and a CompositeImplicitAutograd kernel.
 """
 
-PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
-"""Products that go to cuBLAS, which takes its workspace in the first one of each thread."""
+PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.linear.default)
+"""Products that go to cuBLAS, which takes its workspace in the first one of each thread; `linear` is whole where autograd is off."""
 
 capability = (8, 0)
 """Of the card that the trace runs for; the registered kernels below ask for it."""
@@ -195,8 +196,8 @@ SCRATCH = {
 class Workspaces:
     """cuBLAS's workspaces: one a thread, taken inside its first product and kept."""
 
-    def __init__(self) -> None:
-        self.nbytes = cublas_workspace(capability[0])
+    def __init__(self, nbytes: int | None = None) -> None:
+        self.nbytes = cublas_workspace(capability[0]) if nbytes is None else nbytes
         self.taken: set[str] = set()
 
     def __call__(self, recorder: Recorder, _: tuple[Any, ...]) -> None:
@@ -249,7 +250,7 @@ def _indexed(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[
         positions = value.nonzero().unbind(1)
         masks += [8 * p.numel() for p in positions]
         found += positions
-    if masks:
+    if masks and recorder.device == "cuda":
         recorder.scratch("indices of a mask", *masks)
     return recorder.run(func, (x, found, *rest), kwargs)
 
@@ -273,7 +274,7 @@ def _grouped_product(recorder: Recorder, func: Any, args: tuple[Any, ...], kwarg
 
 
 def rules() -> dict[Any, Rule]:
-    """Operations that the meta device cannot run as CUDA does."""
+    """Operations that the meta device cannot run as the run's device does."""
     return {
         _aten._local_scalar_dense.default: _number,
         _aten.is_nonzero.default: _truth,

@@ -20,11 +20,13 @@ from unittest import mock
 
 import bitsandbytes
 import torch
-from bitsandbytes import _ops, cextension
+from bitsandbytes import cextension
 
+from planner.engines.running.blueprint import quiet
+from planner.engines.running.books import Rule
+from planner.engines.running.caches import cold, forget
 from planner.engines.traced.ghosts import META, Ghost
-from planner.engines.traced.recorder import Recorder, Rule
-from planner.ledger import Category
+from planner.engines.traced.recorder import Recorder
 
 
 class _NoKernels:
@@ -58,6 +60,8 @@ def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
 
         return keep
 
+    from bitsandbytes import _ops
+
     path = Path(bitsandbytes.__file__).parent / "backends" / name / "ops.py"
     spec = importlib.util.spec_from_file_location(f"bitsandbytes.backends.{name}._traced", path)
     assert spec is not None
@@ -67,6 +71,7 @@ def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
         stack.enter_context(mock.patch.object(_ops, "register_kernel", collect))
         stack.enter_context(mock.patch.object(cextension, "lib", _NoKernels()))
         stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", _NoKernel(), create=True))
+        stack.enter_context(quiet())
         spec.loader.exec_module(module)
     for attribute, value in {
         "lib": _NoKernels(),
@@ -80,15 +85,15 @@ def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
     return kernels, module
 
 
-def rules() -> dict[Any, Rule]:
-    """bitsandbytes' operations as its CUDA backend runs them; each card anew, since that backend remembers the first one it saw."""
-    general, _ = _backend("default")
-    cuda, module = _backend("cuda")
-    for function in vars(module).values():
-        if hasattr(function, "cache_clear"):
-            function.cache_clear()
+def rules(device: str = "cuda") -> dict[Any, Rule]:
+    """bitsandbytes' operations as its backend runs them; each card anew, since that of CUDA remembers the first one it saw."""
+    if importlib.util.find_spec("bitsandbytes._ops") is None:  # before 0.46 its functions are no operations: they are seen as they run
+        return {}
+    (general, shared), (own, module) = _backend("default"), _backend(device)
+    forget(shared)
+    forget(module)
     found: dict[Any, Rule] = {}
-    for name, kernel in {**general, **cuda}.items():
+    for name, kernel in {**general, **own}.items():
         namespace, _, op = name.partition("::")
         packet, _, overload = op.partition(".")
         run = _RunWithoutOutliers if packet == "int8_vectorwise_quant" else _Run
@@ -130,28 +135,26 @@ def _parameters() -> dict[str, type]:
     }
 
 
+class _CpuFeatures(_NoKernels):
+    """No kernels; what the processor can do is still asked of the real library."""
+
+    has_avx512bf16_cpu = staticmethod(getattr(cextension.lib, "has_avx512bf16_cpu", lambda: False))
+
+
 @contextmanager
-def parameters() -> Iterator[None]:
+def parameters(device: str = "cuda") -> Iterator[None]:
     """Inside, bitsandbytes' parameters can be made of ghosts."""
     import bitsandbytes as bnb
     from bitsandbytes import functional
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(functional.name2qmap))
-        functional.name2qmap.pop("dynamic", None)  # made anew, on the card, when the first weight is quantised
-        stack.enter_context(mock.patch.object(functional, "lib", _NoKernels()))
-        stack.enter_context(mock.patch.object(bnb.optim.GlobalOptimManager, "_instance", None))  # one trace's overrides are no other's
+        stack.enter_context(cold())
+        stack.enter_context(mock.patch.object(functional, "lib", _NoKernels() if device == "cuda" else _CpuFeatures()))
         stack.enter_context(mock.patch.object(functional, "get_ptr", _no_address))
+        stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", _NoKernel(), create=True))  # which a CPU build lacks
         for base, make in ((bnb.nn.Params4bit, _make_four_bit), (bnb.nn.Int8Params, _make_int8)):
             stack.enter_context(mock.patch.object(base, "__new__", _Constructor(base, make)))
         yield
-
-
-def name_map(recorder: Recorder) -> None:
-    """Say what the map is that all doubly quantised weights share."""
-    found = bitsandbytes.functional.name2qmap.get("dynamic")
-    if isinstance(found, Ghost):
-        recorder.hold_by_name(found, "shared dynamic map", "bitsandbytes", Category.QUANT_STATE, None)
 
 
 class _Constructor:

@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from planner.device import Device
-from planner.engines.traced import autocast, building, flash, ghosts, kernels, quantized
-from planner.engines.traced.accumulation import Accumulation
-from planner.engines.traced.blueprint import draw, quiet
+from planner.engines.running import building
+from planner.engines.running.accumulation import Accumulation
+from planner.engines.running.blueprint import draw, quiet
+from planner.engines.running.training import Training
+from planner.engines.traced import autocast, flash, ghosts, kernels, quantized
 from planner.engines.traced.recorder import Recorder
-from planner.engines.traced.training import Training
 from planner.errors import QplanError, UnsupportedModelError
 from planner.formulas.four_bit_kernel import MULTIPROCESSORS
+from planner.formulas.workspace import workspace_of
 from planner.history import History
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
@@ -51,24 +54,25 @@ class Trace:
 
 
 @contextmanager
-def recording(capability: tuple[int, int]) -> Iterator[Recorder]:
+def recording(capability: tuple[int, int] | None, workspace_bytes: int | None = None) -> Iterator[Recorder]:
     """
-    A recorder under which everything runs as on a card of this compute capability.
+    A recorder under which everything runs as on a card of this compute capability, or as on the CPU where there is none.
+
+    Args:
+        capability: Of the card.
+        workspace_bytes: One cuBLAS workspace there; None for what the formula says.
 
     Raises:
         UnavailableError: torch cannot do it here.
     """
-    kernels.capability = capability
     with ExitStack() as stack:
-        stack.enter_context(ghosts.card(capability, ENDLESS, MULTIPROCESSORS.get(capability, 108)))
-        kernels.register()
-        recorder = Recorder({**kernels.rules(), **quantized.rules()})
-        workspaces = kernels.Workspaces()
-        recorder.after = {**dict.fromkeys(kernels.PRODUCTS, workspaces), **kernels.SCRATCH}
+        recorder = stack.enter_context(_on_cpu() if capability is None else _on_card(capability, workspace_bytes))
         stack.enter_context(recorder)
+        stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", recorder.flush))
         stack.enter_context(recorder.in_modules())
-        stack.enter_context(autocast.cuda_autocast())
-        stack.enter_context(quantized.parameters())
+        stack.enter_context(quantized.parameters(recorder.device))
+        if recorder.device == "cuda":
+            stack.enter_context(autocast.cuda_autocast())
         stack.enter_context(torch.autograd.set_multithreading_enabled(mode=False))  # backward in this thread, under this recorder
         Accumulation(recorder)
         recorder.forget()
@@ -77,6 +81,27 @@ def recording(capability: tuple[int, int]) -> Iterator[Recorder]:
         if was_enabled:
             stack.callback(gc.enable)
         yield recorder
+
+
+@contextmanager
+def _on_card(capability: tuple[int, int], workspace_bytes: int | None) -> Iterator[Recorder]:
+    """What CUDA does in its kernels, and the workspaces of its libraries."""
+    kernels.capability = capability
+    with ghosts.card(capability, ENDLESS, MULTIPROCESSORS.get(capability, 108)):
+        kernels.register()
+        recorder = Recorder({**kernels.rules(), **quantized.rules()})
+        workspaces = kernels.Workspaces(workspace_bytes)
+        recorder.after = {**dict.fromkeys(kernels.PRODUCTS, workspaces), **kernels.SCRATCH}
+        yield recorder
+
+
+@contextmanager
+def _on_cpu() -> Iterator[Recorder]:
+    """C++ makes its choices by itself; what is made from numbers, not from a shape, is real."""
+    with ghosts.host():
+        recorder = Recorder({**kernels.rules(), **quantized.rules("cpu")}, "cpu")
+        with recorder.making_weights(0):
+            yield recorder
 
 
 def _silently(_: str) -> None:
@@ -117,6 +142,7 @@ def trace_run(
     *,
     every_layer: bool = False,
     progress: Progress | None = None,
+    on_cpu: bool = False,
 ) -> Trace:
     """
     The memory of a fine-tuning run, by the installed libraries' own code.
@@ -128,21 +154,25 @@ def trace_run(
         device: The card, for the kernels and workspaces that it would use.
         every_layer: Whether to run all layers, whatever repeats.
         progress: Is told what the trace is at.
+        on_cpu: Whether the run is one on the CPU, rather than on a card.
 
     Raises:
         UnavailableError: torch cannot trace here.
         UnsupportedModelError: The model cannot be built, or an operation of it cannot be followed.
     """
     tell = progress or _silently
-    capability = device.compute_capability if device else DEFAULT_CAPABILITY
+    capability = None if on_cpu else device.compute_capability if device else DEFAULT_CAPABILITY
     tell(f"instantiating {spec.id}")
     known = behaviours(stack, recipe)
     with ExitStack() as patches, _refusals(spec):
         if recipe.attn == "flash_attention_2":
             patches.enter_context(flash.available())
         blueprint = draw(spec, recipe, every_layer=every_layer)
-        recorder = patches.enter_context(recording(capability))
-        if recipe.loss == "chunked":
+        if on_cpu:
+            with quiet():
+                building.import_libraries(recipe)
+        recorder = patches.enter_context(recording(capability, None if capability is None else workspace_of(device, capability)))
+        if recipe.loss == "chunked" and not on_cpu:
             patches.enter_context(building.without_launches())
         patches.enter_context(quiet())
         tell(f"loading {blueprint.num_layers} of {blueprint.whole_layers} layers")

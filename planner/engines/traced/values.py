@@ -49,12 +49,14 @@ def lower(a: Any, ghosts: dict[int, Ghost]) -> Any:
     return a
 
 
-def to_meta(a: Any) -> Any:
-    """A real tensor of the CPU beside ghosts: numbers that a kernel takes along, or indices."""
+def to_meta(a: Any, reals: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> Any:
+    """A real tensor of the CPU beside ghosts: numbers that a kernel takes along, or indices; what it became is noted."""
     if isinstance(a, torch.Tensor) and a.device.type == "cpu":
-        return a.to(META)
+        made = a.to(META)
+        reals[id(made)] = made, a
+        return made
     if isinstance(a, (list, tuple)):
-        return type(a)([to_meta(x) for x in a])
+        return type(a)([to_meta(x, reals) for x in a])
     return a
 
 

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 bnb = pytest.importorskip("bitsandbytes")
 pytest.importorskip("transformers")
 
+from planner.engines.running.tensors import name_model  # noqa: E402
 from planner.engines.traced.run import recording  # noqa: E402
-from planner.engines.traced.tensors import name_model  # noqa: E402
 from planner.ledger import Category  # noqa: E402
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32

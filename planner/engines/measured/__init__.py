@@ -1,0 +1,1 @@
+"""The measured engine: real steps on real hardware, watched."""
