@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
-from planner import api, catalog
+from planner import __version__, api, catalog
+from planner.allocator import AllocatorSettings
 from planner.device import Device
 from planner.errors import InvalidRecipeError
 from planner.fanout import Submits, on_executor, processes
@@ -155,7 +156,7 @@ class Sweep(Frame):
             MissingExtraError: What writes it is not installed.
         """
         found = check_output(path)
-        parts = Parts(found, self.grid.fingerprint(engine=self.engine, simulate=self.simulate, chunk=CHUNK), restart=restart)
+        parts = Parts(found, self._fingerprint(), restart=restart)
         self._done = 0
         try:
             self._computer.points = parts.points
@@ -170,6 +171,13 @@ class Sweep(Frame):
         finally:
             parts.close()
             self._computer.close()
+
+    def _fingerprint(self) -> str:
+        """What its rows hang on: the grid, how they are found, and by which version."""
+        settings = repr(AllocatorSettings.from_environment())
+        return self.grid.fingerprint(
+            engine=self.engine, simulate=self.simulate, chunk=CHUNK, settings=settings, version=__version__
+        )  # fmt: skip
 
     def _chunks(self) -> Iterator[list[Unit]]:
         """The grid's units, as many together as are computed at a time: always the same."""
