@@ -145,9 +145,9 @@ def test_positions_that_are_computed_are_no_end_but_a_warning():
 
 def test_a_family_that_is_traced_alone_has_no_known_table():
     """What the closed form does not know ends at the knob's range."""
-    from planner.api import _spec
+    from planner.api import find_spec
 
-    assert learned_positions(_spec("meta-llama/Llama-3.2-11B-Vision", None)) is None
+    assert learned_positions(find_spec("meta-llama/Llama-3.2-11B-Vision", None)) is None
 
 
 def test_less_than_one_step_is_looked_at_value_by_value():
