@@ -145,9 +145,9 @@ def test_positions_that_are_computed_are_no_end_but_a_warning():
 
 def test_a_family_that_is_traced_alone_has_no_known_table():
     """What the closed form does not know ends at the knob's range."""
-    from planner.api import _spec
+    from planner.api import find_spec
 
-    assert learned_positions(_spec("meta-llama/Llama-3.2-11B-Vision", None)) is None
+    assert learned_positions(find_spec("meta-llama/Llama-3.2-11B-Vision", None)) is None
 
 
 def test_less_than_one_step_is_looked_at_value_by_value():
@@ -209,6 +209,35 @@ def test_progress_is_told_what_is_simulated():
     solve(LLAMA_8B, gpu="t4", stack="latest", progress=told.append)
 
     assert told[-1] == "simulating batch_size 13"
+
+
+def test_named_values_end_with_the_table_of_positions_too():
+    """Lengths that the model cannot take are left out; where all are, it says so."""
+    found = solve(GPT2, gpu="80GiB", vary="seq_len", bounds=(100, 300, 512, 600), stack="latest")
+
+    assert (found.value, found.is_positions) == (512, True)
+    with pytest.raises(InvalidRecipeError, match="table of 512 positions"):
+        solve(GPT2, gpu="80GiB", vary="seq_len", bounds=(513, 900), stack="latest")
+
+
+def test_a_range_without_a_multiple_is_looked_at_value_by_value():
+    """Between 100 and 120 tokens none is a multiple of 64; asked for multiples, there is nothing to look at."""
+    found = solve(LLAMA, gpu="80GiB", vary="seq_len", bounds=(100, 120), stack="latest")
+
+    assert (found.value, found.multiple_of) == (120, 1)
+    with pytest.raises(InvalidRecipeError, match="multiple_of is 64, of which none"):
+        solve(LLAMA, gpu="80GiB", vary="seq_len", bounds=(100, 120), multiple_of=64, stack="latest")
+
+
+@pytest.mark.slow
+def test_a_trace_is_solved_as_traces_of_every_value_say():
+    """The installed libraries' own code decides, value by value."""
+    pytest.importorskip("trl")
+    device = card(64)
+    knobs = {"engine": "traced", "seq_len": 64}
+    outcomes = {batch: estimate(DEEP, gpu=device, batch_size=batch, **knobs).verdict.fits for batch in (8, 9, 10, 11)}
+
+    assert solve(DEEP, gpu=device, bounds=(8, 11), **knobs).value == max(batch for batch, runs in outcomes.items() if runs)
 
 
 @pytest.mark.parametrize(
