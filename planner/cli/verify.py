@@ -47,6 +47,27 @@ Ceiling = Annotated[
         show_default=False,
     ),
 ]
+Max = Annotated[
+    bool,
+    typer.Option(
+        "--max", help="Raise the batch (or what --vary names) until memory runs out, and check the planner's limit.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+Vary = Annotated[
+    str,
+    typer.Option(
+        "--vary",
+        help="What --max raises.",
+        metavar="batch-size|seq-len",
+        rich_help_panel=MEASUREMENT,
+        autocompletion=completion.choices(("batch-size", "seq-len")),
+    ),
+]
+Record = Annotated[
+    bool,
+    typer.Option("--record/--no-record", help="Keep a record of it here (qplan records).", rich_help_panel=MEASUREMENT),
+]
 
 
 @options.takes_recipe()
@@ -57,6 +78,9 @@ def verify(
     device: Where = "auto",
     ceiling: Ceiling = None,
     timeout: Timeout = "3600",
+    max: Max = False,  # the option's name
+    vary: Vary = "batch-size",
+    record: Record = True,
     revision: options.Revision = None,
     every_layer: options.EveryLayer = False,
     json: options.Json = False,
@@ -66,25 +90,30 @@ def verify(
     """
     Run real training steps here, measure their memory, and lay the plan beside it.
 
-    Needs qplan[torch]. Exit code 0: it ran; 1: memory ran out; 2: the request is wrong, or nothing could be measured; 3: something it
+    Needs qplan[torch]. Exit code 0: it ran (with --max: the limit is the predicted one); 1: memory ran out (the limit is another); 2: the request is wrong, or nothing could be measured; 3: something it
     needs is missing, such as a GPU.
     """
-    from planner import verifying
-    from planner.render import terminal
+    from planner import limits, measuring, verifying
+    from planner.render import limit, terminal
     from planner.render import verify as screen
 
+    shared: dict[str, Any] = {
+        "weights": weights,
+        "device": device,
+        "timeout": options.number(timeout),
+        "ceiling": None if ceiling is None else measuring.size(ceiling),
+        "revision": revision,
+        **knobs,
+    }
+    shown: Any
     with terminal.progress(sys.stderr) as progress:
-        found = verifying.verify(
-            model,
-            weights=weights,
-            steps=options.whole_number(steps),
-            device=device,
-            timeout=options.number(timeout),
-            ceiling=None if ceiling is None else verifying.size(ceiling),
-            revision=revision,
-            every_layer=every_layer,
-            progress=progress,
-            **knobs,
-        )
-    terminal.write([screen.as_json(found)] if json else screen.lines(found, terminal.Terminal.of(sys.stdout)))
-    return 0 if found.failure is None else 1
+        if max:
+            reached = limits.find_limit(model, vary=vary, progress=progress, **shared)
+            shown, code = limit, 0 if reached.agrees else 1
+            found: Any = reached
+        else:
+            count = options.whole_number(steps)
+            found = verifying.verify(model, steps=count, every_layer=every_layer, record=record, progress=progress, **shared)
+            shown, code = screen, 0 if found.failure is None else 1
+    terminal.write([shown.as_json(found)] if json else shown.lines(found, terminal.Terminal.of(sys.stdout)))
+    return code

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,6 @@ from planner.polynomials import (
     Polynomial,
     Question,
     Quotient,
-    add,
     answers,
     evaluate,
     substitute,
@@ -50,12 +51,17 @@ PHASES = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER_STEP)
 """What the codes of `Peaks.at` stand for: the phases in the order in which the first of equal peaks is taken."""
 
 _EXACT, _COUNTABLE = 1 << 53, 1 << 63
-_BLOCK = 1 << 14
+_BLOCK = 1 << 16
+"""Points that are sorted by their step at a time."""
+_CACHED = 1 << 13
 """Points that are evaluated at a time: so many keep the matrices in the processor's cache."""
+_FEW = 10
+"""Points whose steps are run for less than recording one takes."""
 _INPUTS = ("batch_size", "seq_len", "rank")
 
 
-class _Moments(NamedTuple):
+@dataclass(eq=False)
+class _Moments:
     """
     The moments of a step that can be its peak, of one rank.
 
@@ -70,6 +76,25 @@ class _Moments(NamedTuple):
     phases: list[int]
     quotients: list[Quotient]
     questions: list[Question]
+
+    @cached_property
+    def monomials(self) -> list[Monomial]:
+        """What the rows are sums of."""
+        return list(dict.fromkeys(monomial for row in self.rows for monomial in row))
+
+    @cached_property
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """Coefficients, [row, monomial]."""
+        return np.array([[row.get(monomial, 0) for monomial in self.monomials] for row in self.rows], np.float64)
+
+    @cached_property
+    def largest(self) -> Polynomial:
+        """A polynomial that is above every row, and every part of one."""
+        found: dict[Monomial, int] = {}
+        for row in self.rows:
+            for monomial, coefficient in row.items():
+                found[monomial] = max(found.get(monomial, 0), abs(coefficient))
+        return found
 
 
 class _Region:
@@ -178,11 +203,19 @@ class Peaks:
         return peaks, phases
 
     def _one_by_one(
-        self, rank: int, batch: Integers, length: Integers, capability: tuple[int, int], peaks: Integers, phases: npt.NDArray[np.int8]
+        self,
+        rank: int,
+        batch: Integers,
+        length: Integers,
+        capability: tuple[int, int],
+        peaks: Integers,
+        phases: npt.NDArray[np.int8],
+        which: Integers | None = None,
     ) -> None:
-        """What `_block` does, in Python's integers: for sizes that float64 cannot count."""
+        """What `_block` does, in Python's integers: for sizes that float64 cannot count, and where a recording costs more."""
         device = Device("", 0, capability)
-        for i, (sequences, tokens) in enumerate(zip(batch.tolist(), length.tolist(), strict=True)):
+        for i in range(len(batch)) if which is None else which:
+            sequences, tokens = int(batch[i]), int(length[i])
             found = analytic.analyse(self.spec, self._resolved(rank, sequences, tokens), self.stack, device)
             phase, peak = found.ledger.high
             if peak >= _COUNTABLE:
@@ -205,6 +238,10 @@ class Peaks:
             prepared, resting = self._rest(recipe)
             same = kinds[left] == kinds[first]
             todo = left[same]
+            if len(todo) <= _FEW and (self._kernels[kinds[first] // 2], recipe.padding) not in self._regions:
+                self._one_by_one(rank, batch, length, capability, peaks, phases, todo)
+                left = left[~same]
+                continue
             for region in self._recorded(recipe, self._kernels[kinds[first] // 2]):
                 moments = region.at_rank(rank)
                 if moments is None or not len(todo):
@@ -263,25 +300,27 @@ def _prepared(resting: Resting) -> int:
 
 def _moments(forms: Forms, rows: Rows, spans: Sequence[Span]) -> _Moments:
     """Live bytes at the moments that can be the highest of a step."""
-    last = spans[-1].end
-    changes: list[dict[Monomial, int]] = [{} for _ in range(last + 1)]
-    ends = set()
-    sizes: dict[str, Polynomial] = {}
-    for size, begin, end in zip(rows.sizes, rows.begins, rows.ends, strict=True):
-        name = str(size)
-        form = sizes[name] if name in sizes else sizes.setdefault(name, forms.of(size))
-        changes[begin] = add(changes[begin], form)
-        changes[end] = add(changes[end], form, -1)
-        ends.add(end)
-    found: dict[tuple[object, ...], tuple[Polynomial, int]] = {}
-    live: Polynomial = {}
-    for span in spans:
-        code = PHASES.index(span.phase)
-        for step in range(span.begin, span.end):
-            live = add(live, changes[step]) if changes[step] else live
-            if step + 1 in ends or step + 1 == span.end:  # sizes are never negative: before a birth is no peak
-                found.setdefault((code, frozenset(live.items())), (live, code))
-    polynomials, phases = [p for p, _ in found.values()], [code for _, code in found.values()]
+    forms_by_name: dict[str, Polynomial] = {}
+    for size in rows.sizes:
+        forms_by_name.setdefault(str(size), forms.of(size))
+    monomials = list(dict.fromkeys(monomial for form in forms_by_name.values() for monomial in form))
+    index = {monomial: i for i, monomial in enumerate(monomials)}
+    vectors = {name: np.zeros(len(monomials), np.int64) for name in forms_by_name}
+    for name, form in forms_by_name.items():
+        for monomial, coefficient in form.items():
+            vectors[name][index[monomial]] = coefficient
+    sizes = np.array([vectors[str(size)] for size in rows.sizes])
+    changes = np.zeros((spans[-1].end + 1, len(monomials)), np.int64)
+    np.add.at(changes, rows.begins, sizes)
+    np.subtract.at(changes, rows.ends, sizes)
+    live = np.cumsum(changes, axis=0)
+    codes = np.concatenate([np.full(span.end - span.begin, PHASES.index(span.phase)) for span in spans])
+    last = np.array([span.end - 1 for span in spans])
+    steps = np.union1d(np.array(rows.ends) - 1, last)  # sizes are never negative: before a birth is no peak
+    steps = steps[steps < spans[-1].end]
+    found = np.unique(np.column_stack((codes[steps], live[steps])), axis=0)
+    polynomials = [{m: c for m, c in zip(monomials, row, strict=True) if c} for row in found[:, 1:].tolist()]
+    phases: list[int] = found[:, 0].tolist()
     kept = undominated(Bounds(dict.fromkeys(_INPUTS, 1), forms.quotients), polynomials, phases)
     return _Moments([polynomials[i] for i in kept], [phases[i] for i in kept], forms.quotients, forms.questions)
 
@@ -301,20 +340,27 @@ def _evaluate(m: _Moments, batch: Integers, length: Integers) -> tuple[npt.NDArr
         holds &= _compared(sign, _values(polynomial, values)) == answer
     if not holds.all():
         values = {name: value[holds] for name, value in values.items()}
-    _check_exact(max(evaluate(_absolute(row), limits) for row in m.rows))
-    monomials = list(dict.fromkeys(monomial for row in m.rows for monomial in row))
-    matrix = np.array([[row.get(monomial, 0) for monomial in monomials] for row in m.rows], np.float64)
-    table = np.empty((len(monomials), int(holds.sum())), np.float64)
-    for i, monomial in enumerate(monomials):
-        table[i] = _values({monomial: 1}, values)
-    sums = matrix @ table
-    best, codes = np.full(table.shape[1], -1.0), np.zeros(table.shape[1], np.int8)
-    for code in dict.fromkeys(m.phases):
-        first = m.phases.index(code)
-        high = sums[first : first + m.phases.count(code)].max(axis=0)
+    _check_exact(evaluate(m.largest, limits))
+    best, codes = np.empty(int(holds.sum()), np.int64), np.empty(int(holds.sum()), np.int8)
+    for begin in range(0, len(best), _CACHED):
+        part = slice(begin, begin + _CACHED)
+        some = {name: value[part] for name, value in values.items()}
+        table = np.empty((len(m.monomials), len(best[part])), np.float64)
+        for i, monomial in enumerate(m.monomials):
+            table[i] = _values({monomial: 1}, some)
+        best[part], codes[part] = _highest(m.matrix @ table, m.phases)
+    return holds, best, codes
+
+
+def _highest(sums: npt.NDArray[np.float64], phases: Sequence[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
+    """Of each column the largest sum, and the first phase that reaches it; rows come phase by phase."""
+    best, codes = np.full(sums.shape[1], -1.0), np.zeros(sums.shape[1], np.int8)
+    for code in dict.fromkeys(phases):
+        first = phases.index(code)
+        high = sums[first : first + phases.count(code)].max(axis=0)
         codes[high > best] = code
         np.maximum(best, high, out=best)
-    return holds, best.astype(np.int64), codes
+    return best, codes
 
 
 class _NotExactError(Exception):

@@ -212,4 +212,4 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         )
         Store().add(record)
         self.kept = record
-        watch.remember(run.stack)
+        watch.remember(run.stack, is_paged=recipe.optim is not None and recipe.optim.startswith("paged_"))

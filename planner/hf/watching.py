@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from planner import own_values
 from planner.engines.measured.meters import IDLE, CudaMeter, Meter, StorageMeter
 from planner.errors import UnavailableError
 from planner.formulas.blocks import BLOCK_BYTES
+from planner.keeping import measured_with
 from planner.ledger import Category, Phase
 from planner.records.record import Level, Row
 from planner.units import MIB
@@ -139,14 +139,15 @@ class Watch:
         """
         The allocated peak that a plan has for every phase.
 
-        Loading and preparing are one: both were over before this watched. On the CPU, which has no cuBLAS, workspaces are left out.
+        Loading and preparing are one: both were over before this watched. Their peak is then known to torch's counters of a card alone: on
+        the CPU what they left is measured, and nothing is compared with it. Nor has the CPU cuBLAS, so that workspaces are left out there.
         """
         found = {
             phase.phase: phase.allocated_peak_bytes - (0 if self.is_cuda else phase.by_category.get(Category.WORKSPACE.value, 0))
             for phase in report.phases
         }
         before = [found.pop(name) for name in _LOADING if name in found]
-        return {_LOADING[0]: max(before), **found} if before else found
+        return {_LOADING[0]: max(before), **found} if before and self.is_cuda else found
 
     def rows(self, report: Report) -> tuple[Row, ...]:
         """Measured beside predicted, of the phases that both have; sums alone, since counters do not tell categories apart."""
@@ -190,12 +191,16 @@ class Watch:
         reserve = max(self.meter.reserved.values()) - max(self.meter.allocated.values()) if self.meter.reserved else None
         return {"context_bytes": contexts[-1] if contexts else None, "workspace_bytes": None, "reserve_bytes": reserve}
 
-    def remember(self, stack: Stack) -> None:
-        """Keep the card's own context and reserve; without a context there is nothing to keep."""
+    def remember(self, stack: Stack, *, is_paged: bool = False) -> None:
+        """
+        Keep the card's own context and reserve; without a context there is nothing to keep.
+
+        Args:
+            stack: The installed libraries.
+            is_paged: Whether optimizer states may be on the card beside torch's memory: nobody tells them from the context.
+        """
         context = self.process["context_bytes"]
-        if self.device is None or context is None or context <= 0:
+        if self.device is None or context is None or context <= 0 or is_paged:
             return
-        day = datetime.now(timezone.utc).date().isoformat()
         share = own_values.reserve_per_mille(max(self.meter.allocated.values()), max(self.meter.reserved.values()))
-        told = f"{day}, torch {stack.versions['torch']}" + (f", driver {self.driver}" if self.driver else "")
-        own_values.remember(self.device, own_values.OwnValues(context, None, share, told))
+        own_values.remember(self.device, own_values.OwnValues(context, None, share, measured_with(stack, self.driver)))

@@ -22,7 +22,8 @@ def lines(found: Verification, terminal: Terminal) -> list[str]:
         found: What to show.
         terminal: What can be shown.
     """
-    return [*_head(found, terminal), "", *(_failure(found, terminal) if found.failure is not None else _table(found, terminal)), *_foot(found, terminal)]
+    middle = _table(found, terminal) if found.failure is None else _failure(found, terminal)
+    return [*_head(found, terminal), "", *middle, *_foot(found, terminal)]
 
 
 def as_json(found: Verification) -> str:
@@ -70,15 +71,21 @@ def _failure(found: Verification, terminal: Terminal) -> Iterator[str]:
     failure = found.failure
     assert failure is not None
     at = f" in {failure.scope}" if failure.scope else ""
-    yield from wrap(f"{human(failure.requested_bytes)} more was asked for{at}, with {human(failure.allocated_bytes)} allocated.", terminal.width)
+    asked = f"{human(failure.requested_bytes)} more was asked for{at}, with {human(failure.allocated_bytes)} allocated."
+    yield from wrap(asked, terminal.width)
     alive = (f"{name.replace('_', ' ')} {human(size)}" for name, size in sorted(failure.by_category.items(), key=lambda item: -item[1]))
     yield from ("alive then:", *listing(alive, terminal.width))
     peak = found.predicted.peak
-    yield from wrap(f"The plan has {human(peak.allocated_peak_bytes)} allocated at its peak, in {peak.phase.replace('_', ' ')}.", terminal.width)
+    plan = f"The plan has {human(peak.allocated_peak_bytes)} allocated at its peak, in {peak.phase.replace('_', ' ')}."
+    yield from wrap(plan, terminal.width)
 
 
 def _foot(found: Verification, terminal: Terminal) -> Iterator[str]:
-    apart = {"CUDA context": found.apart.context_bytes, "cuBLAS workspaces": found.apart.workspace_bytes, "reserve": found.apart.reserve_bytes}
+    apart = {
+        "CUDA context": found.apart.context_bytes,
+        "cuBLAS workspaces": found.apart.workspace_bytes,
+        "reserve": found.apart.reserve_bytes,
+    }
     measured = [f"{name} {human(size)}" for name, size in apart.items() if size is not None]
     if measured:
         yield from ("", *wrap("measured apart: " + ", ".join(measured), terminal.width))
@@ -86,6 +93,7 @@ def _foot(found: Verification, terminal: Terminal) -> Iterator[str]:
         yield from ("", *wrap(sentence, terminal.width))
     if found.losses:
         first, last = found.losses[0], found.losses[-1]
-        yield from ("", *wrap(f"a real step: loss {first:.4g}, then {last:.4g}; gradients are there, and the weights changed", terminal.width))
+        real = f"a real step: loss {first:.4g}, then {last:.4g}; gradients are there, and the weights changed"
+        yield from ("", *wrap(real, terminal.width))
     for note in found.notes:
         yield from (terminal.paint(line, "dim") for line in wrap(f"* {note}", terminal.width))

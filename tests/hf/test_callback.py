@@ -36,7 +36,7 @@ def test_a_trainer_is_planned_measured_and_compared(tmp_path):
     rows = {row.phase: row for row in callback.kept.comparison}
 
     assert list(callback.measured_bytes) == PHASES
-    assert rows["load"].difference_bytes == 0
+    assert "load" not in rows  # over before it was watched: what is left of it is measured, its peak is not
     assert all(abs(rows[phase].difference_bytes) * 1000 <= rows[phase].measured_bytes for phase in ("forward", "backward"))
     assert kept.records == (callback.kept,)
     assert "qplan: llama, full, 2 x 256 tokens" in out.getvalue().splitlines()[0]

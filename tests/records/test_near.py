@@ -84,9 +84,9 @@ def test_an_estimate_shows_the_nearest_record_of_its_card(tmp_path, monkeypatch,
 
     assert codes == [0, 0]
     assert (report.near.record.tokens, report.model_dump()["near_record"]["seq_len"]) == (1024, 1024)
-    assert "record verified on this card: Qwen/Qwen2.5-0.5B, 1 x 1024 tokens, 2026-11-28" in " ".join(here.split())
+    assert "record verified on such a card: Qwen/Qwen2.5-0.5B, 1 x 1024 tokens, 2026-11-28" in " ".join(here.split())
     assert "+20.00 %" in here
-    assert "verified on this card" not in there
+    assert "verified on such a card" not in there
     assert "near_record" not in estimate(QWEN, gpu="t4").model_dump()
 
 

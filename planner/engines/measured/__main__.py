@@ -1,12 +1,13 @@
 """
 The child that `qplan verify` starts: one measurement, told over its pipe.
 
-Its messages: `{"stage": text}` and `{"phase": name, "begins": bool}` while it runs; then one of `{"result": ...}`, `{"out_of_memory": ...}`,
-`{"not_real": sentence}` and `{"refused": {"error", "message", "hint"}}`.
+Its messages: `{"stage": text}` and `{"phase": name, "begins": bool}` while it runs; then one of `{"result": ...}`,
+`{"out_of_memory": ...}`, `{"not_real": sentence}` and `{"refused": {"error", "message", "hint"}}`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from planner.errors import QplanError
@@ -23,7 +24,7 @@ def main() -> None:
         channel.send({"refused": {"error": type(error).__name__, "message": error.message, "hint": error.hint}})
 
 
-def _measured(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
+def _measured(job: dict[str, Any], channel: Channel) -> Mapping[str, Any]:
     """The last message."""
     import logging
 

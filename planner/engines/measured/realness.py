@@ -1,4 +1,8 @@
-"""Whether a training step is one: its loss is a number, gradients are there, weights change. Memory of a step that did nothing proves nothing."""
+"""
+Whether a training step is one: its loss is a number, gradients are there, weights change.
+
+The memory of a step that did nothing proves nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +26,13 @@ class Check:
 
     Attributes:
         losses: Of every forward so far.
+        looks: Whether gradients and weights are looked at too, which takes memory.
     """
 
     def __init__(self, trainable: Mapping[str, nn.Parameter]) -> None:
         self.trainable = trainable
         self.losses: list[float] = []
+        self.looks = True
         self._sums: list[float] = []
 
     def loss(self, value: float) -> None:

@@ -14,7 +14,7 @@ from planner.engines.measured.realness import Check
 from planner.engines.measured.tracker import Tracker, rules
 from planner.engines.running.accumulation import Accumulation
 from planner.engines.running.blueprint import Blueprint, draw, quiet
-from planner.engines.running.building import Building, build
+from planner.engines.running.building import Building, build, import_libraries
 from planner.engines.running.caches import cold
 from planner.engines.running.training import Training
 from planner.history import History
@@ -91,6 +91,7 @@ def measure(order: Order, tell: Tell) -> Measurement:
     tracker = Tracker("cpu", rules("cpu"), order.limit_bytes, on_phase=lambda phase, begins: tell({"phase": phase.value, "begins": begins}))
     with ExitStack() as stack:
         stack.enter_context(surroundings())
+        import_libraries(order.recipe)
         blueprint = draw(order.spec, order.recipe, every_layer=True)
         stack.enter_context(tracker)
         stack.enter_context(tracker.in_modules())
@@ -122,6 +123,7 @@ def surroundings() -> Iterator[None]:
 def stand(order: Order, blueprint: Blueprint, tracker: Tracker, stack: ExitStack) -> tuple[Building, Training]:
     """The model, ready for its first step, its layers watched; and the training."""
     known = behaviours(detect(), order.recipe)
+    tracker.loads_on = tracker.device if order.recipe.is_quantized else "cpu"  # without a device_map a 16-bit model is loaded on the host
     source = None if order.weights == "synthetic" else order.weights
     building = build(blueprint, order.recipe, known, tracker, source, order.revision)
     tracker.check = Check(building.trainable)

@@ -72,6 +72,7 @@ class Tracker(Books, TorchDispatchMode):
 
     Attributes:
         allocated_bytes: What is alive now.
+        loads_on: Where the loader wants a checkpoint's tensors.
         vocabulary: Token ids are below it.
         check: Whether a step is real; None where nobody asks.
     """
@@ -92,6 +93,7 @@ class Tracker(Books, TorchDispatchMode):
         self.on_birth, self.on_phase = on_birth, on_phase
         self.allocated_bytes = 0
         self.vocabulary = 2
+        self.loads_on = device
         self.check: Check | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -151,7 +153,7 @@ class Tracker(Books, TorchDispatchMode):
 
     def checkpoint(self, stored: dict[str, torch.Tensor], owner_of: Callable[[str], int | None]) -> Any:
         """Made when it is read, where the loader wants it."""
-        return {name: Slice(x, self.device) for name, x in stored.items()}
+        return {name: Slice(x, self.loads_on) for name, x in stored.items()}
 
     def add_in_place(self, a: Any, b: Any) -> Any:
         """As the engine does it without a mode."""
@@ -171,7 +173,7 @@ class Tracker(Books, TorchDispatchMode):
     def updating(self) -> Iterator[None]:
         """Are there gradients, and do the weights change?"""
         check = self.check
-        if check is None:
+        if check is None or not check.looks:
             yield
             return
         with _unseen():

@@ -65,7 +65,7 @@ def _counts(x: Any, books: Books) -> tuple[int, int]:
 
 
 def _asked_by_engine() -> bool:
-    """Whether backward's engine asks, not a function of Python that it runs."""
+    """Whether backward's engine asks, not a function of Python that it runs: in the thread that called it, or in one of its own."""
     if torch.is_grad_enabled() or torch._C._current_graph_task_id() == -1:
         return False
     frame = sys._getframe(2)
@@ -73,7 +73,7 @@ def _asked_by_engine() -> bool:
         if "/planner/engines/" not in frame.f_code.co_filename and not frame.f_code.co_filename.endswith(_WRAPPERS):
             return False
         frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None
+    return True
 
 
 _WRAPPERS = ("torch/_compile.py", "torch/_dynamo/eval_frame.py")

@@ -28,6 +28,19 @@ from planner.recipe import Recipe
 from planner.stack import Behaviours
 
 
+def import_libraries(recipe: Recipe) -> None:
+    """Import what a run imports late: tensors that modules make when they are imported are none of the run's."""
+    import accelerate.utils
+    import peft
+    import transformers
+
+    _ = accelerate.utils.convert_to_fp32, peft.prepare_model_for_kbit_training, transformers.Trainer
+    if recipe.loss == "chunked":
+        import trl.trainer.utils
+
+        _ = trl.trainer.utils.add_fused_lm_head
+
+
 class Building(NamedTuple):
     """
     A model that is ready for its first step.

@@ -9,8 +9,8 @@ arithmetic of shapes is the meta device's.
 For a plan of the CPU itself (`host`) a ghost is what C++ takes for a tensor of the CPU: then autocast, attention and every other choice
 are the CPU's own.
 
-What was not taken for cards: fake tensors on `cpu` (other autocast lists, masks of dropout four times as large), fake tensors on `cuda` (need a
-compiled device guard in a CPU build, and fail at the first view in a CUDA build without a driver).
+What was not taken for cards: fake tensors on `cpu` (other autocast lists, masks of dropout four times as large), fake tensors on `cuda`
+(need a compiled device guard in a CPU build, and fail at the first view in a CUDA build without a driver).
 """
 
 from __future__ import annotations

@@ -168,6 +168,9 @@ def trace_run(
         if recipe.attn == "flash_attention_2":
             patches.enter_context(flash.available())
         blueprint = draw(spec, recipe, every_layer=every_layer)
+        if on_cpu:
+            with quiet():
+                building.import_libraries(recipe)
         recorder = patches.enter_context(recording(capability, None if capability is None else workspace_of(device, capability)))
         if recipe.loss == "chunked" and not on_cpu:
             patches.enter_context(building.without_launches())
