@@ -228,11 +228,11 @@ class Recorder(TorchDispatchMode):
         return index is not None and self.history.categories[index] in (Category.PARAMETER, Category.ADAPTER)
 
     def keep_apart(self, first: int, out: Any) -> None:
-        """Of what was born from a storage on, all but an operation's outputs is temporary."""
+        """Of what was born from a storage on, all but an operation's outputs and what libraries keep for themselves is temporary."""
         outputs = out if isinstance(out, (list, tuple)) else (out,)
         kept = {self.live.get(x.meta.untyped_storage()._cdata) for x in outputs if isinstance(x, Ghost)}
         for index in range(first, len(self.history.sizes)):
-            if index not in kept:
+            if index not in kept and self.history.categories[index] is not Category.WORKSPACE:
                 self.history.categories[index] = Category.TEMPORARY
 
     def hold_by_name(self, x: torch.Tensor, name: str, scope: str, category: Category, owner: int | None) -> None:
