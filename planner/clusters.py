@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -27,14 +28,12 @@ class RayExecutor(Executor):
         self.ray = import_extra("ray")
         self._is_mine = not self.ray.is_initialized()
         if self._is_mine:
-            where = {"num_cpus": num_cpus} if address == "local" else {}
+            _check_reachable(address)
+            local = {"num_cpus": num_cpus, "include_dashboard": False} if address == "local" else {}
             try:
-                self.ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False, **where) if where else (
-                    self.ray.init(address, log_to_driver=False, configure_logging=False)
-                )
+                self.ray.init(address, log_to_driver=False, configure_logging=False, **local)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise UnavailableError(f"there is no Ray cluster at `{address}`: {reason}", hint="pass --ray local") from error
+                raise _no_cluster(address, " ".join(str(error).split())[:200]) from error
         self._run = self.ray.remote(max_retries=0)(_call)
 
     @property
@@ -55,3 +54,18 @@ class RayExecutor(Executor):
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return function(*args, **kwargs)
+
+
+def _check_reachable(address: str) -> None:
+    """Ask `host:port` for a connection: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> UnavailableError:
+    return UnavailableError(f"there is no Ray cluster at `{address}`: {reason}", hint="pass its address, or --ray local")

@@ -231,7 +231,7 @@ def _packages() -> tuple[Package, ...]:
             (
                 f"checkpointing is {'reentrant' if does.use_reentrant else 'not reentrant'}",
                 f"loading {'first asks for the whole checkpoint at once' if does.warms_up_allocator else 'asks for a tensor at a time'}",
-                f"reads tensors {'ahead, by chance' if does.reads_ahead else 'in turn'}",
+                f"reads tensors {'ahead, by chance' if does.reading == 'ahead' else 'in turn'}",
             )
         ),
         "peft": f"kbit-prepare leaves {upcast} in fp32{', and empties the cache' if does.empty_cache_after_kbit_prepare else ''}",

@@ -8,10 +8,12 @@ was: the tasks that were under way are tried one by one in a new pool, so that t
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 TRIES = 3
@@ -45,6 +47,23 @@ class _Try(NamedTuple):
     tries: int
 
 
+class _Process(SpawnProcess):
+    """A process that is told of no main module."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing's name
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)  # noqa: SLF001
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
 class _Borrowed:
     """Somebody else's executor: it is used, and not shut down."""
 
@@ -54,12 +73,13 @@ class _Borrowed:
 
 def processes(count: int) -> ProcessPoolExecutor:
     """
-    A pool of fresh Python processes on this machine, each of which does one task after another.
+    A pool of fresh Python processes on this machine, each of which does one task after another. They import what a task needs, and never
+    the script that is running here: it needs no `if __name__ == "__main__"`.
 
     Args:
         count: How many.
     """
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(count, mp_context=_Context())
 
 
 def on_executor(executor: Submits | Callable[[], Submits]) -> tuple[Callable[[], Submits], int]:

@@ -177,6 +177,9 @@ class Filtered(Frame):
     def __init__(self, source: Frame, keep: Callable[[Table], Array]) -> None:
         self.source, self.keep = source, keep
 
+    def __repr__(self) -> str:
+        return f"<some rows of: {repr(self.source).strip('<>')}>"
+
     def is_computed(self) -> bool:
         """As the rows that they are taken from."""
         return self.source.is_computed()

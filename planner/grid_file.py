@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,29 @@ def _parse(path: Path, name: str) -> Any:
         parse, fault = toml.loads, toml.TOMLDecodeError
     else:
         yaml = import_extra("yaml")
-        parse, fault = yaml.safe_load, yaml.YAMLError
+        parse, fault = _load_yaml, yaml.YAMLError
     try:
         return parse(text)
     except fault as error:
         raise InvalidGridError(f"{name}: {' '.join(str(error).split())}", hint=f"it must be {suffix[1:].upper()}") from error
+
+
+def _load_yaml(text: str) -> Any:
+    """YAML in which `1:65` is a text: PyYAML follows YAML 1.1, where it is 125, a number to the base of 60."""
+    yaml = import_extra("yaml")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[name-defined, misc]
+        pass
+
+    without = {
+        first: [(tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.yaml_implicit_resolvers = without
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+    number = re.compile(r"[-+]?([0-9][0-9_]*)?\.?[0-9]+([eE][-+]?[0-9]+)?$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    return yaml.load(text, Loader)
 
 
 def _toml() -> Any:

@@ -7,6 +7,8 @@ import sys
 
 VARIABLE = "QPLAN_HOME"
 
+_MOST = 1 << 20
+
 
 def folder(name: str = "") -> str:
     r"""
@@ -27,6 +29,24 @@ def folder(name: str = "") -> str:
         places = {"darwin": "~/Library/Application Support", "win32": os.environ.get("LOCALAPPDATA") or "~/AppData/Local"}
         base = os.path.join(os.path.expanduser(places.get(sys.platform, "~/.local/share")), "qplan")  # noqa: PTH111, PTH118 - the same
     return os.path.join(base, name) if name else base  # noqa: PTH118 - the same
+
+
+def mentions(name: str, text: str) -> bool:
+    """Whether a file in that folder has the text in it: loading what checks them all costs a cold start 30 ms, a look into them little."""
+    wanted = text.encode()
+    try:
+        with os.scandir(folder(name)) as entries:
+            return any(entry.name.endswith(".json") and wanted in _bytes(entry.path) for entry in entries)
+    except OSError:
+        return False
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - the same
+            return file.read(_MOST)
+    except OSError:
+        return b""
 
 
 def has(name: str) -> bool:

@@ -12,6 +12,7 @@ from planner import advice, catalog, home
 from planner import stack as stacks
 from planner import verdict as verdicts_
 from planner.allocator import AllocatorSettings
+from planner.cards import OWN_VALUES
 from planner.device import Device
 from planner.engines import analytic
 from planner.engines.analysis import Analysis
@@ -97,7 +98,7 @@ class Job:
 
     def near(self, device: Device | None) -> Near | None:
         """The record of a verification on the card that is nearest to this run; a look for a folder where there are no records."""
-        if device is None or not home.has(RECORDS):
+        if device is None or not home.has(RECORDS) or not home.mentions(RECORDS, device.name):
             return None
         from planner.records import Store, nearest
 
@@ -294,6 +295,9 @@ def _own_figures(own: OwnValues) -> str:
 def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:
     """What the named card changes that the numbers do not show."""
     found = []
+    if device is None and home.has(OWN_VALUES):
+        own = ((card.name, card.own) for card in catalog.common_devices())
+        found += [f"{name}: {_own_figures(values)} measured here: {values.measured}" for name, values in own if values]
     if device is not None and device.name.startswith("AMD"):
         found.append(f"{device.name} is planned as a CUDA card would be: ROCm's context, workspaces and kernels differ")
     if device is not None and device.own is not None:

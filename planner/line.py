@@ -3,8 +3,9 @@ One knob of one run on one card: its values in a row, which of them run, and the
 
 Why no larger value can run: what a step needs at once (`Line.need_bytes`) is never more than what the allocator holds then, so a value
 whose need is beyond the card fails whatever the allocator does. Needs rise with a knob from the second value on (a single token takes
-another way through a fused head), and the last within the card is found in a few estimates; `tests/test_line.py` holds both. What the allocator reserves does not rise so: which cached block a tensor lands in changes with its size, and of two lengths
-the longer one can run where the shorter fails. So between there and the answer every single value is simulated, from the top down.
+another way through a fused head), and the last within the card is found in a few estimates; `tests/test_line.py` holds both. What the
+allocator reserves does not rise so: which cached block a tensor lands in changes with its size, and of two lengths the longer one can run
+where the shorter fails. So between there and the answer every single value is simulated, from the top down.
 """
 
 from __future__ import annotations

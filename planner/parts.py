@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,7 +38,7 @@ class Parts:
     """
 
     def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
-        self.folder = path.with_name(path.name + ".parts")
+        self.path, self.folder = path, path.with_name(path.name + ".parts")
         manifest = {"version": _VERSION, "fingerprint": fingerprint}
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -68,14 +68,32 @@ class Parts:
         """Keep a part: it is on disk when this returns."""
         write_whole(self._part(number), lambda file: pack(table, file))
 
+    def tables(self) -> Iterator[Table]:
+        """The parts that are kept, from the first on."""
+        number = 0
+        while self.has(number):
+            yield self.read(number)
+            number += 1
+
+    def become(self, write: Callable[[BinaryIO], object]) -> None:
+        """
+        The sweep is whole: its file appears, and its parts go.
+
+        Args:
+            write: Writes the file's content.
+
+        Raises:
+            InvalidOutputError: The system refused.
+        """
+        whole = self.folder / "whole"
+        write_whole(whole, write)
+        whole.replace(self.path)
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def close(self) -> None:
         """Nothing more is kept; what is, stays."""
         self.points.close()
-
-    def discard(self) -> None:
-        """The sweep is written: its parts go."""
-        self.points.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _part(self, number: int) -> Path:
         return self.folder / f"{number:06}.npz"
@@ -174,7 +192,8 @@ def _narrowed(values: Array) -> Array:
     if len(values) and (values == values[0]).all():
         return values[:1]
     if values.dtype.kind == "i" and len(values):
-        return values.astype(np.promote_types(np.min_scalar_type(values.min()), np.min_scalar_type(values.max())))
+        low, high = int(values.min()), int(values.max())
+        return values.astype(next(t for t in (np.int8, np.int16, np.int32, np.int64) if np.iinfo(t).min <= low <= high <= np.iinfo(t).max))
     return values
 
 

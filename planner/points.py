@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from planner.deciding import OUTCOMES, UNDECIDED, Judge, Verdicts
 from planner.engines.analytic import DEFAULT_CAPABILITY
-from planner.engines.arrays import PHASES, Peaks
+from planner.engines.arrays import Peaks
+from planner.engines.moments import PHASES
 from planner.errors import QplanError
 from planner.grid import Axis, Grid, Unit
 from planner.parts import Points

@@ -78,11 +78,11 @@ def solve(
     if len(names) == 1:
         return _solve_one(job, device, names[0], ranges.get(names[0]), multiple_of, progress)
     first, second = names
-    smallest = _values(job.spec, second, ranges.get(second), 1)[0][0]
+    smallest = _values(job.spec, second, ranges.get(second))[0][0]
     line = Line(job.changed({second: smallest}), device, first, _steps(ranges.get(first), first))
     usable, found = verdicts.usable_bytes(device), {}
     for index, value in enumerate(line.values):
-        if line.need_bytes(index) > usable:
+        if index and line.need_bytes(index) > usable:
             break
         solved = _solve_one(job.changed({first: value}), device, second, ranges.get(second), multiple_of, progress)
         if solved.value is not None:
@@ -93,27 +93,46 @@ def solve(
 def _solve_one(
     job: Job, device: Device, knob: str, bounds: Any, multiple_of: int | None, progress: Callable[[str], None] | None
 ) -> Solution:
-    step = multiple_of or (1 if bounds is not None and len(bounds) > 2 else STEPS.get(knob, 1))
-    values, is_positions = _values(job.spec, knob, bounds, step)
-    found = Solution(Line(job, device, knob, values, progress), multiple_of=step, is_positions=is_positions)
-    if found.value is None and multiple_of is None and step > 1:  # perhaps less than one step fits
-        values, is_positions = _values(job.spec, knob, bounds, 1)
-        below = tuple(value for value in values[:step] if value <= found.low)
-        found = Solution(Line(job, device, knob, below, progress), multiple_of=1)
-    return found
+    values, is_positions = _values(job.spec, knob, bounds)
+    step = multiple_of or (STEPS.get(knob, 1) if isinstance(values, range) else 1)
+    multiples = _multiples(values, step)
+    if not multiples and multiple_of is not None:
+        raise InvalidRecipeError(
+            f"multiple_of is {multiple_of}, of which none is from {values[0]} to {values[-1]}", hint="pass 1, which looks at every value"
+        )
+    if multiples:
+        found = Solution(Line(job, device, knob, multiples, progress), multiple_of=step, is_positions=is_positions)
+        if found.value is not None or multiple_of is not None or step == 1:
+            return found
+        values = range(values[0], multiples[0] + 1)  # perhaps less than one step fits
+        is_positions = False
+    return Solution(Line(job, device, knob, values, progress), multiple_of=1, is_positions=is_positions)
 
 
-def _values(spec: ModelSpec, knob: str, bounds: Any, step: int) -> tuple[range | tuple[int, ...], bool]:
-    """The values to look at, in rising order, and whether the model's table of positions ends them."""
-    if bounds is not None and len(bounds) > 2:
-        return tuple(sorted(set(bounds))), False
-    low, high = bounds or RANGES[knob]
+def _values(spec: ModelSpec, knob: str, bounds: Any) -> tuple[range | tuple[int, ...], bool]:
+    """
+    The values that can be looked at, in rising order, and whether the model's table of positions ends them.
+
+    Raises:
+        InvalidRecipeError: All of them are beyond that table.
+    """
+    named = tuple(sorted(set(bounds))) if bounds is not None and len(bounds) > 2 else None
+    low, high = (named[0], named[-1]) if named else bounds or RANGES[knob]
     table = learned_positions(spec) if knob == "seq_len" else None
-    is_positions = table is not None and table < high
-    if table is not None and table < high:
-        high = table
-    values = range(-(-low // step) * step, high + 1, step)
-    return (values, is_positions) if values else (range(low, high + 1), is_positions)
+    if table is None or high <= table:
+        return named or range(low, high + 1), False
+    if low > table:
+        raise InvalidRecipeError(
+            f"bounds of {knob} begin at {low}, but {spec.id} has a table of {table} positions and takes no more", hint="look below"
+        )
+    return tuple(value for value in named if value <= table) if named else range(low, table + 1), True
+
+
+def _multiples(values: range | tuple[int, ...], step: int) -> range | tuple[int, ...]:
+    """Those of the values that are multiples."""
+    if isinstance(values, range):
+        return range(-(-values.start // step) * step, values.stop, step)
+    return tuple(value for value in values if value % step == 0)
 
 
 def _steps(bounds: Any, knob: str) -> tuple[int, ...] | range:

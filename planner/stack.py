@@ -135,6 +135,10 @@ def parse_stack(text: str) -> Stack:
     return Stack(versions, "as given")
 
 
+Reading = Literal["ahead", "in_turn", "in_doubt"]
+"""How a loader reads what it quantises: by threads that race, one after the other, or nobody is sure."""
+
+
 class Behaviours(NamedTuple):
     """
     What the libraries of one stack do on the path of one entry point, as far as memory can see it.
@@ -188,9 +192,11 @@ class Behaviours(NamedTuple):
             it is moved.
         warms_up_allocator: transformers >= 5.0 asks the allocator for the whole checkpoint before it loads a tensor, and lets go of it
             (modeling_utils.py, `caching_allocator_warmup`; read in 5.23.0, earlier versions are taken to do without).
-        reads_ahead: Tensors that are quantised on the card are read in threads of their own, which run ahead by chance: runs of one
-            script under transformers 5.17 differ. 5.23.0 reads them in turn (core_model_loading.py, `has_on_the_fly_quantization`);
-            versions between are taken to race.
+        reading: How tensors that are quantised on the card are read. `ahead`: transformers 5.0 to 5.3, by four threads that run ahead
+            of the quantising one by chance (core_model_loading.py, `GLOBAL_WORKERS`). `in_turn`: before 5.0, and from 5.4 on, whose
+            `has_on_the_fly_quantization` leaves the threads out. `in_doubt`: 5.4 to 5.22 read in turn by their source, but published
+            runs that name 5.17.0 and PEFT 0.20.0 did what 5.0 to 5.3 and PEFT before 0.20 do (tests/measurements/, T4): planned in
+            turn, with a range over both.
     """
 
     use_reentrant: bool
@@ -213,7 +219,7 @@ class Behaviours(NamedTuple):
     max_grad_norm: float
     loads_on: Literal["cuda", "cpu"]
     warms_up_allocator: bool
-    reads_ahead: bool
+    reading: Reading
 
 
 def behaviours(stack: Stack, recipe: Recipe) -> Behaviours:
@@ -251,8 +257,14 @@ def behaviours(stack: Stack, recipe: Recipe) -> Behaviours:
         max_grad_norm=0.0 if is_loop else 1.0,
         loads_on="cuda" if recipe.is_quantized else "cpu",
         warms_up_allocator=stack.at_least("transformers", 5, 0),
-        reads_ahead=recipe.is_quantized and stack.at_least("transformers", 5, 0) and not stack.at_least("transformers", 5, 23),
+        reading=_reading(stack) if recipe.is_quantized else "in_turn",
     )
+
+
+def _reading(stack: Stack) -> Reading:
+    if not stack.at_least("transformers", 5, 0) or stack.at_least("transformers", 5, 23):
+        return "in_turn"
+    return "in_doubt" if stack.at_least("transformers", 5, 4) else "ahead"
 
 
 def _use_reentrant(stack: Stack, recipe: Recipe, *, prepared: bool, trl_prepares: bool) -> bool:

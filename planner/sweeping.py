@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
-from planner import api, catalog
+from planner import __version__, api, catalog
+from planner.allocator import AllocatorSettings
 from planner.device import Device
 from planner.errors import InvalidRecipeError
 from planner.fanout import Submits, on_executor, processes
-from planner.files import write_whole
 from planner.frame import WRITERS, Frame, Streamed, check_output
 from planner.grid import Grid, Unit, make_axes
 from planner.parts import Parts, Points
@@ -23,7 +23,7 @@ from planner.spec import ModelSpec
 from planner.stack import Stack
 from planner.table import Table
 
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 """Rows that are computed, and held, at a time."""
 _MOST_BARS, _FEW = 40, 100
 _MOST_KEPT = 1 << 21
@@ -128,14 +128,18 @@ class Sweep(Frame):
         """The rows in order, some thousands at a time; of a sweep that is not too large they are kept, and computed once."""
         self._done = sum(map(len, self._kept))
         yield from list(self._kept)
-        for number, units in enumerate(self._chunks()):
-            if number < len(self._kept):
-                continue
-            table = self._computer.table(units)
-            if len(self) <= _MOST_KEPT and number == len(self._kept):
-                self._kept.append(table)
-            yield table
-        self._computer.close()
+        if self._done == len(self):
+            return
+        try:
+            for number, units in enumerate(self._chunks()):
+                if number < len(self._kept):
+                    continue
+                table = self._computer.table(units)
+                if len(self) <= _MOST_KEPT and number == len(self._kept):
+                    self._kept.append(table)
+                yield table
+        finally:
+            self._computer.close()
 
     def write(self, path: str | os.PathLike[str], *, fits_only: bool = False, restart: bool = False) -> None:
         """
@@ -152,28 +156,28 @@ class Sweep(Frame):
             MissingExtraError: What writes it is not installed.
         """
         found = check_output(path)
-        parts = Parts(found, self.grid.fingerprint(engine=self.engine, simulate=self.simulate, chunk=CHUNK), restart=restart)
+        parts = Parts(found, self._fingerprint(), restart=restart)
+        self._done = 0
         try:
             self._computer.points = parts.points
-            rows = Streamed(lambda: self._resumed(parts))
+            for number, units in enumerate(self._chunks()):
+                if parts.has(number):
+                    self._advance(sum(map(len, units)))
+                else:
+                    parts.keep(number, self._computer.table(units))
+            rows = Streamed(parts.tables)
             kept = rows.fits_only() if fits_only else rows
-            write_whole(found, lambda file: WRITERS[found.suffix.lower()](kept.tables(), file))
+            parts.become(lambda file: WRITERS[found.suffix.lower()](kept.tables(), file))
         finally:
             parts.close()
             self._computer.close()
-        parts.discard()
 
-    def _resumed(self, parts: Parts) -> Iterator[Table]:
-        """The rows in order, those that are kept and the others, which are kept as they come."""
-        self._done = 0
-        for number, units in enumerate(self._chunks()):
-            if parts.has(number):
-                self._advance(sum(map(len, units)))
-                yield parts.read(number)
-            else:
-                table = self._computer.table(units)
-                parts.keep(number, table)
-                yield table
+    def _fingerprint(self) -> str:
+        """What its rows hang on: the grid, how they are found, and by which version."""
+        settings = repr(AllocatorSettings.from_environment())
+        return self.grid.fingerprint(
+            engine=self.engine, simulate=self.simulate, chunk=CHUNK, settings=settings, version=__version__
+        )  # fmt: skip
 
     def _chunks(self) -> Iterator[list[Unit]]:
         """The grid's units, as many together as are computed at a time: always the same."""
@@ -247,7 +251,7 @@ def sweep(
             that fails is tried again twice, then its row says why; a worker that dies stops nothing.
         executor: Runs traces: anything with the `submit` of `concurrent.futures.Executor`, or a function that makes one, which is called
             again where a worker's death breaks the first.
-        jobs: How many processes of this machine run traces. Their script must be importable, as for all of Python's spawned processes.
+        jobs: How many processes of this machine run traces.
         simulate: `auto`: the allocator is run where bounds on what it reserves leave the outcome open (`planner.deciding` says which
             bounds, and why); the outcome is that of `estimate`. `all`: it is run for every row. `none`: for no row, and the outcome is the
             outlook of a usual reserve.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from planner.display import Displayed
 from planner.ledger import Category, Ledger, Phase
 from planner.records.record import Level, Row
 from planner.report import ModelReport, PhaseReport
@@ -65,7 +66,7 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False)
-class Verification:
+class Verification(Displayed):
     """
     One verification.
 

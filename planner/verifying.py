@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from planner import api, stack
@@ -102,37 +101,13 @@ def keep(found: Verification, order: Order) -> Verification:
         found: What was measured and predicted.
         order: What was asked for.
     """
-    from planner.records import Store, make
+    from planner.keeping import keep as kept
 
-    driver = found.environment.get("driver")
     try:
-        Store().add(
-            make(
-                origin="verify", engine="traced", device=order.card, driver=driver, spec=order.spec, recipe=order.recipe, stack=order.stack,
-                comparison=found.rows, peak=found.levels, process=found.apart._asdict(),
-            )
-        )  # fmt: skip
-        if order.card is not None:
-            _remember(found, order.card, order.stack)
+        kept(found, order.spec, order.recipe, order.stack, order.card, driver=found.environment.get("driver"))
     except QplanError as error:
         return replace(found, notes=(*found.notes, f"no record was kept: {error.message}"))
     return found
-
-
-def _remember(found: Verification, card: Device, versions: stack.Stack) -> None:
-    """The card's own context, workspace and reserve, which estimates for it then take."""
-    from planner import own_values
-
-    context, reserved = found.apart.context_bytes, found.measured.reserved_bytes if found.measured else None
-    if found.measured is None or context is None or context <= 0:
-        return
-    day = datetime.now(timezone.utc).date().isoformat()
-    driver = found.environment.get("driver")
-    told = f"{day}, torch {versions.versions['torch']}" + (f", driver {driver}" if driver else "")
-    share = None
-    if reserved is not None:
-        share = own_values.reserve_per_mille(found.measured.peak.allocated_peak_bytes, reserved)
-    own_values.remember(card, own_values.OwnValues(context, None, share, told))
 
 
 def predict(

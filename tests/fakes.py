@@ -58,8 +58,8 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         host_ram_bytes=0,
         download_bytes=spec.num_parameters * 2,
         run_key=(),
-        races=False,
-        _write=lambda ahead: history(rows, spans),
+        reading="in_turn",
+        _write=lambda pace: history(rows, spans),
         _find_traps=lambda: traps,
         warnings=(),
     )

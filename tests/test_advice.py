@@ -56,10 +56,10 @@ def test_full_fine_tuning_is_told_of_adapters():
 
 def test_targets_are_those_the_family_has():
     """Families that name the attention otherwise get their own names, or none."""
-    stack = api._stack("latest")
+    stack = api.find_stack("latest")
 
     def changes(model):
-        spec = api._spec(model, None)
+        spec = api.find_spec(model, None)
         return advice.changes(spec, job.Job(spec, Recipe(), stack).resolved)
 
     targets = {

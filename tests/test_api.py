@@ -240,8 +240,8 @@ def test_public_names_resolve_and_are_listed():
     assert all(getattr(planner, name) is not None for name in planner.__all__)
     assert set(planner.__all__) <= set(dir(planner))
     assert callable(planner.compare)
-    with pytest.raises(AttributeError, match="no attribute 'sweep'"):
-        planner.sweep  # noqa: B018 - the access is what is tested
+    with pytest.raises(AttributeError, match="no attribute 'sweeps'"):
+        planner.sweeps  # noqa: B018 - the access is what is tested
 
 
 def test_a_run_that_fails_says_where():
@@ -274,7 +274,7 @@ def test_the_environments_allocator_settings_are_the_runs(monkeypatch):
 def test_what_is_simulated_waits_until_somebody_asks(monkeypatch):
     """An estimate alone runs no allocator; its verdict does, once."""
     ran = []
-    monkeypatch.setattr("planner.simulation.run", lambda *args: ran.append(args) or run(*args))
+    monkeypatch.setattr("planner.simulation.run", lambda *args, **more: ran.append(args) or run(*args, **more))
     report = api.estimate(LLAMA_7B, gpu="a6000", stack="latest")
     _ = report.peak.allocated_bytes, report.suggestions, report.outlook
 

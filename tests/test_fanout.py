@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -65,7 +64,7 @@ def test_what_is_fatal_ends_the_whole(tmp_path):
 
 def test_an_executor_that_breaks_is_replaced(tmp_path):
     """Where somebody's pool breaks, processes of this machine finish the work; a pool that does not break is not shut down."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with processes(2) as pool:
         assert run(*on_executor(pool), [1, 2], tmp_path) == {1: 1, 2: 4}
         assert pool.submit(abs, -1).result() == 1
         found = run(*on_executor(pool), [1, 3, 2], tmp_path)

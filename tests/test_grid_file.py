@@ -84,6 +84,16 @@ def test_files_that_are_none(tmp_path):
         read_grid(tmp_path / "grid.json")
 
 
+def test_numbers_of_yaml(tmp_path):
+    """Whole numbers and fractions are numbers; only what has a colon is not, which YAML 1.1 would count to the base of 60."""
+    lines = ("models: a", "rank: 12:65", "dropout: [0.05, 0, 1e-2, .5]", "seq_len: 4_096", "dora: [true, false]", "loss: null")
+    (tmp_path / "grid.yaml").write_text("\n".join(lines))
+
+    assert read_grid(tmp_path / "grid.yaml") == {
+        "models": "a", "rank": range(12, 65), "dropout": [0.05, 0, 0.01, 0.5], "seq_len": 4096, "dora": [True, False], "loss": None,
+    }  # fmt: skip
+
+
 def test_a_missing_reader_says_how_to_install_it(tmp_path, monkeypatch):
     """Without PyYAML the hint is the command."""
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)

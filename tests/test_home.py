@@ -45,3 +45,16 @@ def test_looking_makes_nothing(monkeypatch, tmp_path):
     Path(home.folder("records")).mkdir(parents=True)
 
     assert (before, home.has("records")) == (False, True)
+
+
+def test_a_look_into_files_finds_a_text(monkeypatch, tmp_path):
+    """In any .json file of the folder; not in others, and nothing where there is no folder, or a file cannot be read."""
+    monkeypatch.setenv("QPLAN_HOME", str(tmp_path))
+    before = home.mentions("records", "A100")
+    records = tmp_path / "records"
+    (records / "folder.json").mkdir(parents=True)
+    (records / "other.txt").write_text("A100")
+    without = home.mentions("records", "A100")
+    (records / "one.json").write_text('{"name": "NVIDIA A100-SXM4-80GB"}')
+
+    assert (before, without, home.mentions("records", "A100"), home.mentions("records", "T4")) == (False, False, True, False)

@@ -1,35 +1,41 @@
 """
 The notebooks run from top to bottom, and what they show is what they would show now.
 
-Each is executed in a copy, without a GPU and without the network. Pictures are there, but their pixels are not compared; cells tagged
-`volatile` (times, this machine) are run and not compared; cells tagged `slow` run with the slow tests. `pytest tests/test_notebooks.py
---overwrite` writes the outputs anew, with `-m slow` those of the slow cells.
+Each is executed in a copy, without a GPU and without the network. Pictures are compared as one sees them, since versions of what draws
+them differ by a pixel; cells tagged `volatile` (times, this machine) are run and not compared; cells tagged `slow` run with the slow
+tests. `pytest tests/test_notebooks.py --overwrite` writes the outputs anew, with `-m slow` those of the slow cells.
 """
 
 from __future__ import annotations
 
 import base64
 import copy
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
+pytest.importorskip("matplotlib")
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NAMES = (
     "01_where_the_memory_goes",
     "02_quantization",
     "03_sweep_and_frontier",
+    "04_verify",
     "05_how_good_is_it",
 )
 LARGEST_BYTES = 400_000
 LARGEST_PICTURE_BYTES = 120_000
+MOST_DIFFERING = 0.05
+"""The part of a picture's pixels that may look otherwise: the edges of letters and lines, where another version draws them."""
 COMPARED = ("text/plain", "text/html")
 MARKS = ("/ho" + "me/", "/ro" + "ot/", "/wo" + "rk/", "/Us" + "ers/", "/tm" + "p/", "site-packages")
 
@@ -93,6 +99,22 @@ def words(outputs: list[Any]) -> list[Any]:
     return found
 
 
+def pictures(outputs: list[Any]) -> list[bytes]:
+    """The pictures of outputs."""
+    return [base64.b64decode(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
+
+
+def differing(before: bytes, after: bytes) -> float:
+    """The part of the pixels that look otherwise, where one picture is laid over the other; all of them where their sizes are far apart."""
+    from matplotlib.image import imread
+
+    a, b = (imread(io.BytesIO(picture), format="png")[..., :3] for picture in (before, after))
+    if max(abs(x - y) for x, y in zip(a.shape, b.shape, strict=True)) > 10:
+        return 1.0
+    height, width = (min(x, y) for x, y in zip(a.shape[:2], b.shape[:2], strict=True))
+    return float((abs(a[:height, :width] - b[:height, :width]).max(axis=2) > 0.25).mean())
+
+
 def check(request: pytest.FixtureRequest, name: str, ran: Any, *, slow: bool) -> None:
     """What the committed notebook shows is what the run shows; under `--overwrite` it is written."""
     committed = read(name)
@@ -103,15 +125,15 @@ def check(request: pytest.FixtureRequest, name: str, ran: Any, *, slow: bool) ->
     ]
     if request.config.getoption("--overwrite"):
         for old, new in code:
-            if words(old.outputs) != words(new.outputs):  # else the pixels stay as they are
-                old.outputs = tidy(new.outputs)
-            old.execution_count = None
+            old.outputs, old.execution_count = tidy(new.outputs), None
         nbformat.write(committed, FOLDER / f"{name}.ipynb")
         return
 
     for old, new in code:
         if "volatile" not in tags(old):
             assert words(old.outputs) == words(new.outputs), f"{name}: a cell shows something else now:\n{old.source}"
+            for before, after in zip(pictures(old.outputs), pictures(new.outputs), strict=True):
+                assert differing(before, after) < MOST_DIFFERING, f"{name}: a cell draws something else now:\n{old.source}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,6 +170,21 @@ def test_a_notebook_is_in_order(name):
     assert [mark for mark in MARKS if mark in text] == []
     assert {output.output_type for cell in code for output in cell.outputs} <= {"stream", "display_data"}
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+def test_another_picture_is_noticed():
+    """A picture is like itself; one with an eighth of it in another colour is not."""
+    from matplotlib.image import imsave
+
+    drawn = np.ones((40, 40, 3))
+    other = drawn.copy()
+    other[:5] = (0.7, 0.2, 0.2)
+    before, after = io.BytesIO(), io.BytesIO()
+    imsave(before, drawn)
+    imsave(after, other)
+
+    assert differing(before.getvalue(), before.getvalue()) == 0
+    assert differing(before.getvalue(), after.getvalue()) == 0.125 > MOST_DIFFERING
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -135,3 +135,16 @@ def test_a_folder_that_may_not_be_made_is_an_error(tmp_path):
 def test_the_reserve_is_in_thousandths_rounded_up(allocated, reserved, expected):
     """(reserved - allocated) / allocated, never below zero."""
     assert own_values.reserve_per_mille(allocated, reserved) == expected
+
+
+def test_an_outlook_names_the_cards_whose_own_values_it_takes():
+    """No card is named, and one of the common ones was measured here: the estimate says whose figures are its own, and uses them."""
+    before = {card.device.name: card.verdict.required_bytes for card in estimate(QWEN).outlook}
+    own_values.remember(catalog.find_device(A100), VALUES)
+    report = estimate(QWEN)
+    moved = [card.device.name for card in report.outlook if card.verdict.required_bytes != before[card.device.name]]
+
+    assert moved == [A100]
+    assert [warning for warning in report.warnings if "measured here" in warning] == [
+        f"{A100}: the CUDA context (0.50 GiB), cuBLAS's workspaces and the usual reserve are measured here: {MEASURED}"
+    ]

@@ -46,8 +46,9 @@ def test_parts_are_found_again(tmp_path):
     assert (again.has(0), again.has(1)) == (True, False)
     assert list(again.read(0).rows()) == list(table().rows())
     assert again.points.known == {(0, 5, 1): [1, "phase", None]}
-    again.discard()
-    assert list(tmp_path.iterdir()) == []
+    assert [list(found.rows()) for found in again.tables()] == [list(table().rows())]
+    again.become(lambda file: file.write(b"all"))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out.csv", b"all")]
 
 
 def test_parts_of_another_sweep_are_refused(tmp_path):

@@ -43,6 +43,16 @@ def test_a_stack_is_read_with_local_labels_and_gaps() -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "expected"),
+    [("4.57.6", "in_turn"), ("5.0.0", "ahead"), ("5.3.0", "ahead"), ("5.4.0", "in_doubt"), ("5.17.0", "in_doubt"), ("5.23.0", "in_turn")],
+)
+def test_which_loaders_read_ahead(version: str, expected: str) -> None:
+    """By the sources of 4.57.6, 5.0.0, 5.3.0, 5.4.0, 5.17.0 and 5.23.0; only what is quantised on the card is concerned."""
+    assert known(f"transformers=={version}", method="qlora", quantization="nf4").reading == expected
+    assert known(f"transformers=={version}", method="lora").reading == "in_turn"
+
+
+@pytest.mark.parametrize(
     "text", ["", ",", "nope", "torch", "torch=2.1", "numpy==2.0", "torch==", "torch==new", "torch==2..1", "torch==2.1;rm", "==1"]
 )
 def test_what_is_no_stack_is_refused_with_what_is(text: str) -> None:

@@ -12,6 +12,7 @@ from planner.units import gib, human
 
 if TYPE_CHECKING:
     from planner.allocator.expandable import ExpandableSegments
+    from planner.allocator.native import Limits
 
 
 class OutOfMemory(Exception):
@@ -92,8 +93,15 @@ class CachingAllocator:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it takes the best fit from fixed segments, splits every block and keeps what it caches until the card is full."""
-        return self._takes_best_fit and not self._collects
+        """Whether it splits every block and keeps what it caches until the card is full: then compiled code knows what it does."""
+        return self.settings.max_split_size is None and not self._collects
+
+    @property
+    def limits(self) -> Limits:
+        """What compiled code must know of the card."""
+        from planner.allocator.native import Limits
+
+        return Limits(self._memory.capacity, self._allowed, None if self._expandable is None else self._expandable.range)
 
     @property
     def reserved_bytes(self) -> int:

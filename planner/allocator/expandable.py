@@ -19,13 +19,16 @@ class ExpandableSegments:
         memory: The card's memory.
         device_bytes: The card's size; a range is an eighth longer, so that pages can move to its end.
 
+    Attributes:
+        range: Bytes of addresses of one segment.
+
     Source:
         c10/cuda/CUDACachingAllocator.cpp, Note [Expandable Segments].
     """
 
     def __init__(self, memory: Memory, device_bytes: int | None) -> None:
         self.memory = memory
-        self._range = ENDLESS_RANGE if device_bytes is None else device_bytes + device_bytes // 8
+        self.range = ENDLESS_RANGE if device_bytes is None else device_bytes + device_bytes // 8
         self._next_address = 0
 
     def obtain(self, pool: Pool, size: int) -> Block | None:
@@ -91,7 +94,7 @@ class ExpandableSegments:
             if _has_room(first, size):
                 return first
         address = round_up(self._next_address + pool.page, pool.page)
-        nbytes = round_up(max(self._range, size), pool.page)
+        nbytes = round_up(max(self.range, size), pool.page)
         self._next_address = address + nbytes
         head = pool.heads[address] = Block(address, nbytes, UNMAPPED, None, None)
         insort(pool.unmapped, (address, head))

@@ -1,5 +1,5 @@
 """
-`replay.c`, compiled on this machine: a whole run through the allocator twenty times as fast as in Python.
+`replay.c` and its two headers, compiled on this machine: a whole run through the allocator twenty times as fast as in Python.
 
 Nothing hangs on it. It is compiled once Python would have replayed for about as long as compiling takes, if there is a compiler, and kept
 in the user's cache; where that fails, or `QPLAN_COMPILE=0` is set, Python goes on with the same results.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SOURCE = Path(__file__).with_name("replay.c")
+SOURCES = (SOURCE, SOURCE.with_name("blocks.h"), SOURCE.with_name("expandable.h"))
 VARIABLE = "QPLAN_COMPILE"
 FLAGS = ("-std=c99", "-O2", "-shared", "-fPIC")
 PATIENCE = 100_000
@@ -48,6 +49,21 @@ class Packed(NamedTuple):
     parts: array[int]
 
 
+class Limits(NamedTuple):
+    """
+    Of a card.
+
+    Attributes:
+        capacity: Bytes that cudaMalloc can give; None for no end.
+        allowed: Bytes that may be reserved of them; None for all.
+        range: Bytes of addresses of an expandable segment; None where segments are fixed.
+    """
+
+    capacity: int | None = None
+    allowed: int | None = None
+    range: int | None = None
+
+
 class Library:
     """
     The compiled allocator.
@@ -64,11 +80,11 @@ class Library:
 
         self._replay: Any = ctypes.CDLL(str(path)).qplan_replay
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._replay.argtypes = [pointer, pointer, number, pointer, number, pointer, number, number, number, pointer, pointer]
+        self._replay.argtypes = [pointer, pointer, number, pointer, number, pointer, *[number] * 5, pointer, pointer]
         self._replay.restype = ctypes.c_int
 
     def replay(
-        self, program: Packed, flushes: Sequence[int], sizes: array[int], capacity: int | None, large_segment: int
+        self, program: Packed, flushes: Sequence[int], sizes: array[int], limits: Limits, large_segment: int
     ) -> Outcome | None:
         """
         Run births and deaths.
@@ -77,7 +93,7 @@ class Library:
             program: The events.
             flushes: Positions before which the cache is emptied.
             sizes: Bytes by storage, packed as 64-bit integers; they are rounded up to 512.
-            capacity: Bytes that can be reserved; None for no end.
+            limits: What the card has.
             large_segment: `AllocatorSettings.large_segment_size`.
 
         Returns:
@@ -85,11 +101,11 @@ class Library:
         """
         emptied = array("q", flushes)
         held, found = array("q", bytes(8 * len(sizes))), array("q", bytes(8 * 6))
-        limit = -1 if capacity is None else capacity
+        capacity, allowed, span = (-1 if limit is None else limit for limit in limits)
         events, parts = program
         at = [data.buffer_info()[0] for data in (events, parts, emptied, sizes, held, found)]
         status = self._replay(
-            at[0], at[1], len(parts) // 3, at[2], len(flushes), at[3], len(sizes), limit, large_segment, at[4], at[5]
+            at[0], at[1], len(parts) // 3, at[2], len(flushes), at[3], len(sizes), capacity, allowed, large_segment, span, at[4], at[5]
         )
         if status:
             return None
@@ -117,16 +133,15 @@ def library(num_events: int) -> Library | None:
     if os.environ.get(VARIABLE) == "0" or os.name != "posix":
         _State.is_hopeless = True
         return None
-    path = place()
-    if not _is_mine(path):
-        _State.num_events += num_events
-        if _State.num_events <= PATIENCE:
-            return None
     try:
+        path = place()
         if not _is_mine(path):
+            _State.num_events += num_events
+            if _State.num_events <= PATIENCE:
+                return None
             compile_to(path)
         _State.library = Library(path)
-    except (OSError, AttributeError):
+    except (OSError, RuntimeError, AttributeError, ImportError):  # no compiler, home, room, or ctypes
         _State.is_hopeless = True
     return _State.library
 
@@ -137,7 +152,7 @@ def place() -> Path:
 
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     machine = f"{sys.platform}-{os.uname().machine}-{sys.maxsize.bit_length() + 1}"
-    return Path(cache) / "qplan" / f"replay-{machine}-{zlib.crc32(SOURCE.read_bytes()):08x}.so"
+    return Path(cache) / "qplan" / f"replay-{machine}-{zlib.crc32(b''.join(path.read_bytes() for path in SOURCES)):08x}.so"
 
 
 def compile_to(path: Path, call: Callable[..., Any] | None = None) -> None:
@@ -161,6 +176,7 @@ def compile_to(path: Path, call: Callable[..., Any] | None = None) -> None:
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.so")
     try:
         (call or subprocess.run)([compiler, *FLAGS, "-o", str(part), str(SOURCE)], check=True, capture_output=True, timeout=_SECONDS)
+        part.chmod(0o700)  # whatever the umask: what others may write is not loaded
         part.replace(path)
     except subprocess.SubprocessError as error:
         raise OSError(f"{compiler} does not compile the allocator") from error

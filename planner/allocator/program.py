@@ -126,7 +126,7 @@ def run(
     library = native.library(program.num_events) if allocator.is_plain else None
     if library is not None and isinstance(sizes, array):
         rounded = sizes if allocator.rounds_to_blocks else array("q", map(settings.round_size, sizes))
-        found = library.replay(program.packed, program.flushes, rounded, allocator.capacity, settings.large_segment_size)
+        found = library.replay(program.packed, program.flushes, rounded, allocator.limits, settings.large_segment_size)
         if found is not None:
             return _ending(found, explains=explains)
     return _run(program, sizes, allocator)

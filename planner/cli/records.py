@@ -21,14 +21,14 @@ def records(
         str,
         typer.Argument(
             help="list: what there is; export: write all of them to FILE; import: take over those in FILE.",
-            metavar="[list|export|import]",
+            metavar="list|export|import",
             show_default=False,
             autocompletion=completion.choices(ACTIONS),
         ),
     ] = "list",
     file: Annotated[
         str | None,
-        typer.Argument(help="A .json file; - for standard output or input.", metavar="[FILE]", show_default=False),
+        typer.Argument(help="A .json file; - for standard output or input.", metavar="FILE", show_default=False),
     ] = None,
     json: options.Json = False,
 ) -> int:

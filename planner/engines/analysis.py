@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 from planner.dtypes import DType
@@ -12,13 +12,10 @@ from planner.engines.traps import Trap
 from planner.ledger import Ledger
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
-from planner.stack import Behaviours
+from planner.stack import Behaviours, Reading
 
 if TYPE_CHECKING:
     from planner.history import History
-
-_READ_AHEAD = (4, None)
-"""Tensors that a racing loader is ahead: one for each of its four threads, and all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +31,7 @@ class Analysis:
         host_ram_bytes: RAM of the process beside the card.
         download_bytes: Size of the checkpoint's weights.
         run_key: What of the card its history hangs on: cards that share it share the history.
-        races: Whether the stack's loader reads ahead in threads, so that the order of loading is a matter of luck.
+        reading: Whether the stack's loader reads ahead in threads, so that the order of loading is a matter of luck.
         warnings: What the user should know about this answer.
     """
 
@@ -46,24 +43,45 @@ class Analysis:
     host_ram_bytes: int
     download_bytes: int
     run_key: tuple[object, ...]
-    races: bool
+    reading: Reading
     _write: Callable[[int | None], History] = field(repr=False)
     warnings: tuple[str, ...] = ()
     _find_traps: Callable[[], tuple[Trap, ...]] = field(default=tuple, repr=False)
 
     @cached_property
     def history(self) -> History:
-        """Every storage in order, from loading through two steps; of layers that repeat, three instances."""
-        return self._write(0)
+        """
+        Every storage in order, from loading through two steps; of layers that repeat, three instances. Threads that read ahead keep their
+        hands full, and nobody waits for the one that quantises, which has the least to do.
+        """
+        return self._write(0 if self.reading == "ahead" else None)
 
     def other_histories(self) -> tuple[Callable[[], History], ...]:
-        """Where the stack's loader races: histories in which it has read more tensors ahead, up to all of them."""
-        return tuple(partial(self._write, ahead) for ahead in _READ_AHEAD) if self.races else ()
+        """
+        What else the run may be like where the stack's loader races: in turn, as one thread would read; the main thread just keeping up
+        with the others; half as fast; everything read first. Where the versions are in doubt, each of them with the cache emptied and not.
+        """
+        if self.reading == "in_turn":
+            return ()
+        from planner.engines.reading import IN_TURN, NEVER, WORKERS
+
+        slower = (100 // WORKERS, 200 // WORKERS, NEVER)
+        if self.reading == "ahead":
+            return tuple(partial(self._write, pace) for pace in (IN_TURN, *slower))
+        raced: list[Callable[[], History]] = [cache(partial(self._write, pace)) for pace in (0, *slower)]
+        return (*raced, *(partial(_without_flushes, write) for write in (self._planned, *raced)))
+
+    def _planned(self) -> History:
+        return self.history
 
     @cached_property
     def traps(self) -> tuple[Trap, ...]:
         """What the recipe costs without saying so, largest first; found when somebody asks, since it may plan the run again."""
         return self._find_traps()
+
+
+def _without_flushes(write: Callable[[], History]) -> History:
+    return replace(write(), flushes=[])
 
 
 def host_ram(spec: ModelSpec, recipe: Recipe, known: Behaviours) -> int:

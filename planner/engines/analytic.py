@@ -32,6 +32,7 @@ from planner.spec import ModelSpec
 from planner.stack import Behaviours, Stack, behaviours
 
 if TYPE_CHECKING:
+    from planner.engines.reading import Pace
     from planner.history import History
 
 DEFAULT_CAPABILITY = (8, 0)
@@ -74,21 +75,21 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
         paged_bytes=resting.managed_bytes,
         host_ram_bytes=host_ram(spec, recipe, known) + resting.host_bytes,
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
-        _write=lambda ahead: _course(spec, base, recipe, kernels, workspace, ahead),
+        _write=lambda pace: _course(spec, base, recipe, kernels, workspace, pace),
         run_key=(kernels, workspace),
-        races=known.reads_ahead,
+        reading=known.reading,
         _find_traps=lambda: find_traps(preparation, recipe, lambda r: analyse(spec, r, stack, device).ledger.high[1]),
     )
 
 
-def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, workspace: int, ahead: int | None) -> History:
+def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, workspace: int, pace: Pace) -> History:
     """The history; its modules are loaded when somebody asks."""
     from planner.engines.course import Course
 
     def write(recipe: Recipe) -> History:
-        return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace).write(ahead)
+        return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace).write(pace)
 
-    key = (kernels, workspace, ahead, *_values(recipe, _BATCH))
+    key = (kernels, workspace, pace, *_values(recipe, _BATCH))
     return base.known_histories.get(key, lambda: Histories(write)).history(recipe)
 
 

@@ -2,15 +2,13 @@
 Peaks of a million batches at once: the closed form's step as polynomials of batch, length and rank, evaluated with NumPy.
 
 A step is recorded once for each stretch of the grid in which the program asks the same questions with the same answers
-(`planner.symbolic`). Its live bytes at each event are then a polynomial; events that another is never below are left out, and the peak is
-the largest of the rest: a small matrix product in float64, which is exact below 2**53, as is checked before each.
+(`planner.symbolic`), and evaluated there (`planner.engines.moments`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +18,19 @@ from planner.device import Device
 from planner.engines import analytic
 from planner.engines.dominance import Bounds, undominated
 from planner.engines.modules import Kernels, kernels_of
+from planner.engines.moments import (
+    INPUTS,
+    PHASES,
+    Integers,
+    Moments,
+    NotExactError,
+    divided,
+    is_number,
+    moments_of,
+    needed,
+    substituted,
+    values_at,
+)
 from planner.engines.resting import Resting, trained_tensors
 from planner.engines.step import run_step
 from planner.errors import InvalidRecipeError
@@ -27,50 +38,18 @@ from planner.extrapolation import unroll
 from planner.formulas.four_bit_kernel import NEVER_FUSED_ABOVE_TOKENS
 from planner.formulas.workspace import PRODUCT_THREADS, cublas_workspace
 from planner.ledger import Ledger, Phase, Rows, Span
-from planner.polynomials import (
-    Forms,
-    Monomial,
-    Polynomial,
-    Question,
-    Quotient,
-    add,
-    answers,
-    evaluate,
-    substitute,
-)
+from planner.polynomials import Forms, answers
 from planner.preparation import prepare
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
 from planner.stack import Stack
 from planner.symbolic import Recording
 
-Integers = npt.NDArray[np.int64]
-
-PHASES = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER_STEP)
-"""What the codes of `Peaks.at` stand for: the phases in the order in which the first of equal peaks is taken."""
-
-_EXACT, _COUNTABLE = 1 << 53, 1 << 63
-_BLOCK = 1 << 14
-"""Points that are evaluated at a time: so many keep the matrices in the processor's cache."""
-_INPUTS = ("batch_size", "seq_len", "rank")
-
-
-class _Moments(NamedTuple):
-    """
-    The moments of a step that can be its peak, of one rank.
-
-    Attributes:
-        rows: Live bytes at each, beyond what rests; phase by phase.
-        phases: The code of each row's phase.
-        quotients: Rounded divisions that the rows are made of, each after those that it is made of.
-        questions: What a batch and a length must answer for the rows to be theirs.
-    """
-
-    rows: list[Polynomial]
-    phases: list[int]
-    quotients: list[Quotient]
-    questions: list[Question]
-
+_COUNTABLE = 1 << 63
+_BLOCK = 1 << 16
+"""Points that are sorted by their step at a time."""
+_FEW = 10
+"""Points whose steps are run for less than recording one takes."""
 
 class _Region:
     """
@@ -86,7 +65,7 @@ class _Region:
     def __init__(self, spec: ModelSpec, recipe: Recipe, stack: Stack, kernels: Kernels) -> None:
         recording = Recording()
         sized = copy.copy(recipe)
-        for name in _INPUTS:
+        for name in INPUTS:
             object.__setattr__(sized, name, recording.size(name, getattr(recipe, name)))
         known, decoder = stacks.behaviours(stack, recipe), analytic.decoder_of(spec)
         preparation = prepare(spec, sized, known)
@@ -101,37 +80,38 @@ class _Region:
         rows = Rows()
         spans = unroll(run_step(decoder, preparation, sized, known, resting, kernels), 0, rows)
         self.forms = Forms(recording)
-        self._by_rank: dict[int, _Moments | None] = {}
-        self.moments = _moments(self.forms, rows, spans)
+        self._by_rank: dict[int, Moments | None] = {}
+        self.moments = moments_of(self.forms, rows, spans)
 
-    def at_rank(self, rank: int) -> _Moments | None:
+    def at_rank(self, rank: int) -> Moments | None:
         """The moments of a rank; None where it is another step at that rank."""
         if rank not in self._by_rank:
             self._by_rank[rank] = self._settle(rank)
         return self._by_rank[rank]
 
-    def _settle(self, rank: int) -> _Moments | None:
+    def _settle(self, rank: int) -> Moments | None:
         values = {"rank": rank}
         renamed: dict[str, int] = {}
         quotients = []
         for quotient in self.forms.quotients:
-            numerator, divisor = (_substituted(p, values | renamed) for p in (quotient.numerator, quotient.divisor))
-            if _is_number(numerator) and _is_number(divisor):
-                renamed[quotient.name] = _divided(numerator.get((), 0), divisor[()], up=quotient.up)
+            numerator, divisor = (substituted(p, values | renamed) for p in (quotient.numerator, quotient.divisor))
+            if is_number(numerator) and is_number(divisor):
+                renamed[quotient.name] = divided(numerator.get((), 0), divisor[()], up=quotient.up)
             else:
                 quotients.append(quotient._replace(numerator=numerator, divisor=divisor))
         known = values | renamed
         questions = []
         for question in self.forms.questions:
-            polynomial = _substituted(question.polynomial, known)
-            if not _is_number(polynomial):
+            polynomial = substituted(question.polynomial, known)
+            if not is_number(polynomial):
                 questions.append(question._replace(polynomial=polynomial))
             elif answers(question.sign, polynomial.get((), 0)) is not question.answer:
                 return None
-        rows = [_substituted(row, known) for row in self.moments.rows]
-        kept = undominated(Bounds(dict.fromkeys(_INPUTS, 1), quotients), rows, self.moments.phases)
+        rows = [substituted(row, known) for row in self.moments.rows]
+        kept = undominated(Bounds(dict.fromkeys(INPUTS, 1), quotients), rows, self.moments.phases)
         rows, phases = [rows[i] for i in kept], [self.moments.phases[i] for i in kept]
-        return _Moments(rows, phases, _needed(quotients, [*rows, *(q.polynomial for q in questions)]), questions)
+        return Moments(rows, phases, needed(quotients, [*rows, *(q.polynomial for q in questions)]), questions)
+
 
 
 class Peaks:
@@ -173,16 +153,24 @@ class Peaks:
             points = batch[block], length[block]
             try:
                 self._block(rank, *points, capability, peaks[block], phases[block])
-            except _NotExactError:
+            except NotExactError:
                 self._one_by_one(rank, *points, capability, peaks[block], phases[block])
         return peaks, phases
 
     def _one_by_one(
-        self, rank: int, batch: Integers, length: Integers, capability: tuple[int, int], peaks: Integers, phases: npt.NDArray[np.int8]
+        self,
+        rank: int,
+        batch: Integers,
+        length: Integers,
+        capability: tuple[int, int],
+        peaks: Integers,
+        phases: npt.NDArray[np.int8],
+        which: Integers | None = None,
     ) -> None:
-        """What `_block` does, in Python's integers: for sizes that float64 cannot count."""
+        """What `_block` does, in Python's integers: for sizes that float64 cannot count, and where a recording costs more."""
         device = Device("", 0, capability)
-        for i, (sequences, tokens) in enumerate(zip(batch.tolist(), length.tolist(), strict=True)):
+        for i in range(len(batch)) if which is None else which:
+            sequences, tokens = int(batch[i]), int(length[i])
             found = analytic.analyse(self.spec, self._resolved(rank, sequences, tokens), self.stack, device)
             phase, peak = found.ledger.high
             if peak >= _COUNTABLE:
@@ -205,11 +193,15 @@ class Peaks:
             prepared, resting = self._rest(recipe)
             same = kinds[left] == kinds[first]
             todo = left[same]
+            if len(todo) <= _FEW and (self._kernels[kinds[first] // 2], recipe.padding) not in self._regions:
+                self._one_by_one(rank, batch, length, capability, peaks, phases, todo)
+                left = left[~same]
+                continue
             for region in self._recorded(recipe, self._kernels[kinds[first] // 2]):
                 moments = region.at_rank(rank)
                 if moments is None or not len(todo):
                     continue
-                found, sums, codes = _evaluate(moments, batch[todo], length[todo])
+                found, sums, codes = values_at(moments, batch[todo], length[todo])
                 mine = todo[found]
                 steps = sums + (resting + workspace)
                 peaks[mine] = np.maximum(steps, prepared)
@@ -255,126 +247,9 @@ class Peaks:
         return self._rests[key]
 
 
+
 def _prepared(resting: Resting) -> int:
     end = resting.prepare_end
     rows = Rows(row if row.end else row._replace(end=end) for row in resting.rows if row.begin < end)
     return Ledger("analytic", rows, (Span(Phase.PREPARE, 0, end),)).high[1]
 
-
-def _moments(forms: Forms, rows: Rows, spans: Sequence[Span]) -> _Moments:
-    """Live bytes at the moments that can be the highest of a step."""
-    last = spans[-1].end
-    changes: list[dict[Monomial, int]] = [{} for _ in range(last + 1)]
-    ends = set()
-    sizes: dict[str, Polynomial] = {}
-    for size, begin, end in zip(rows.sizes, rows.begins, rows.ends, strict=True):
-        name = str(size)
-        form = sizes[name] if name in sizes else sizes.setdefault(name, forms.of(size))
-        changes[begin] = add(changes[begin], form)
-        changes[end] = add(changes[end], form, -1)
-        ends.add(end)
-    found: dict[tuple[object, ...], tuple[Polynomial, int]] = {}
-    live: Polynomial = {}
-    for span in spans:
-        code = PHASES.index(span.phase)
-        for step in range(span.begin, span.end):
-            live = add(live, changes[step]) if changes[step] else live
-            if step + 1 in ends or step + 1 == span.end:  # sizes are never negative: before a birth is no peak
-                found.setdefault((code, frozenset(live.items())), (live, code))
-    polynomials, phases = [p for p, _ in found.values()], [code for _, code in found.values()]
-    kept = undominated(Bounds(dict.fromkeys(_INPUTS, 1), forms.quotients), polynomials, phases)
-    return _Moments([polynomials[i] for i in kept], [phases[i] for i in kept], forms.quotients, forms.questions)
-
-
-def _evaluate(m: _Moments, batch: Integers, length: Integers) -> tuple[npt.NDArray[np.bool_], Integers, npt.NDArray[np.int8]]:
-    """Which points the moments hold for; of those the largest sum, and the code of its phase."""
-    values: dict[str, Any] = {"batch_size": batch, "seq_len": length}
-    limits = {"batch_size": int(batch.max()), "seq_len": int(length.max())}
-    for quotient in m.quotients:
-        top = evaluate(_absolute(quotient.numerator), limits)
-        _check_exact(top)
-        limits[quotient.name] = top // quotient.divisor.get((), 1) + 1
-        values[quotient.name] = _divided(_values(quotient.numerator, values), _values(quotient.divisor, values), up=quotient.up)
-    holds = np.ones(len(batch), np.bool_)
-    for sign, polynomial, answer in m.questions:
-        _check_exact(evaluate(_absolute(polynomial), limits))
-        holds &= _compared(sign, _values(polynomial, values)) == answer
-    if not holds.all():
-        values = {name: value[holds] for name, value in values.items()}
-    _check_exact(max(evaluate(_absolute(row), limits) for row in m.rows))
-    monomials = list(dict.fromkeys(monomial for row in m.rows for monomial in row))
-    matrix = np.array([[row.get(monomial, 0) for monomial in monomials] for row in m.rows], np.float64)
-    table = np.empty((len(monomials), int(holds.sum())), np.float64)
-    for i, monomial in enumerate(monomials):
-        table[i] = _values({monomial: 1}, values)
-    sums = matrix @ table
-    best, codes = np.full(table.shape[1], -1.0), np.zeros(table.shape[1], np.int8)
-    for code in dict.fromkeys(m.phases):
-        first = m.phases.index(code)
-        high = sums[first : first + m.phases.count(code)].max(axis=0)
-        codes[high > best] = code
-        np.maximum(best, high, out=best)
-    return holds, best.astype(np.int64), codes
-
-
-class _NotExactError(Exception):
-    """Something may be larger than float64 can count."""
-
-
-def _check_exact(limit: int) -> None:
-    if limit >= _EXACT:
-        raise _NotExactError
-
-
-def _values(p: Polynomial, values: dict[str, Any]) -> Any:
-    total: Any = p.get((), 0)
-    for monomial, coefficient in p.items():
-        if not monomial:
-            continue
-        term = values[monomial[0]]
-        for name in monomial[1:]:
-            term = term * values[name]
-        total = total + (term if coefficient == 1 else term * coefficient)
-    return total
-
-
-def _divided(a: Any, b: Any, *, up: bool) -> Any:
-    if not isinstance(b, int):
-        return -(-a // b) if up else a // b
-    if up:
-        a = a + (b - 1)
-    return a // b if b & (b - 1) else a >> (b.bit_length() - 1)
-
-
-_COMPARISONS: dict[str, Callable[[Any, int], Any]] = {
-    "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal, "==": np.equal, "!=": np.not_equal,
-}  # fmt: skip
-
-
-def _compared(sign: str, value: Any) -> Any:
-    return _COMPARISONS[sign](value, 0)
-
-
-def _absolute(p: Polynomial) -> Polynomial:
-    return {m: abs(c) for m, c in p.items()}
-
-
-def _is_number(p: Polynomial) -> bool:
-    return not p or set(p) == {()}
-
-
-def _substituted(p: Polynomial, values: dict[str, int]) -> Polynomial:
-    for name in {name for monomial in p for name in monomial if name in values}:
-        p = substitute(p, name, values[name])
-    return p
-
-
-def _needed(quotients: Sequence[Quotient], rows: Sequence[Polynomial]) -> list[Quotient]:
-    """The quotients that the rows are made of, in their order."""
-    names = {name for row in rows for monomial in row for name in monomial}
-    kept = []
-    for quotient in reversed(quotients):
-        if quotient.name in names:
-            kept.append(quotient)
-            names |= {name for p in (quotient.numerator, quotient.divisor) for monomial in p for name in monomial}
-    return kept[::-1]

@@ -1,8 +1,8 @@
 """
 How a model comes onto the card, tensor by tensor: the beginning of a history.
 
-Straight to the card tensors come in the order of the checkpoint's sorted names, quantised one by one. A model that was built on the CPU is
-moved in the order of its modules. kbit-prepare then casts one by one, and adapters and buffers follow.
+Straight to the card tensors come in the order of the checkpoint's sorted names, and are quantised as `reading` has it. A model that was
+built on the CPU is moved in the order of its modules. kbit-prepare then casts one by one, and adapters and buffers follow.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from planner.dtypes import DType
+from planner.engines.reading import IN_TURN, Deed, Pace, reading_order
 from planner.formulas.weights import DYNAMIC_MAP, four_bit_weight, int8_weight
 from planner.history import History, Stretch
 from planner.ledger import Category, Phase
@@ -75,8 +76,8 @@ class Arrival:
         known: What the stack does.
 
     Source:
-        transformers@5.23.0, modeling_utils.py caching_allocator_warmup, core_model_loading.py (`dot_natural_key`; quantised tensors are
-        read in the main thread); torch@2.13.0, nn/modules/module.py, Module._apply; bitsandbytes@0.50.2, functional.py, quantize_4bit;
+        transformers@5.23.0, modeling_utils.py caching_allocator_warmup, core_model_loading.py (`dot_natural_key`);
+        torch@2.13.0, nn/modules/module.py, Module._apply; bitsandbytes@0.50.2, functional.py, quantize_4bit;
         peft@0.21.2, utils/other.py, prepare_model_for_kbit_training.
     """
 
@@ -86,7 +87,7 @@ class Arrival:
         self.dense: dict[str, int] = {}
         self.has_map = False
 
-    def write(self, modules: list[Placed], preparation: Preparation, buffers: tuple[Buffer, ...], ahead: int | None = 0) -> None:
+    def write(self, modules: list[Placed], preparation: Preparation, buffers: tuple[Buffer, ...], pace: Pace = IN_TURN) -> None:
         """
         Everything up to the first step.
 
@@ -94,14 +95,14 @@ class Arrival:
             modules: The modules that are written out.
             preparation: All modules: the warm-up asks for their sum.
             buffers: The model's buffers.
-            ahead: How many tensors a racing loader has read before the one that is quantised; None for all of them.
+            pace: Of the thread that quantises, where others read ahead of it.
         """
         h = self.history
         if self.known.loads_on == "cuda":
             if self.known.warms_up_allocator:
                 h.warm_up = h.add(self._checkpoint_bytes(preparation), "warm-up of the allocator", Category.TEMPORARY)
                 h.drop(h.warm_up)
-            self._read(modules, ahead)
+            self._read(modules, pace)
         else:
             for name, module, numel, dtype, _ in _tensors(modules, self.dtype):
                 self._stay(name, module, numel * dtype.num_bytes)
@@ -130,32 +131,32 @@ class Arrival:
     def _passing(self, name: str, module: Placed, nbytes: int) -> int:
         return self.history.add(nbytes, name, Category.TEMPORARY, module.name, module.owner)
 
-    def _read(self, modules: list[Placed], ahead: int | None) -> None:
-        """Tensor after tensor; a racing loader is up to `ahead` tensors before the one that is quantised."""
+    def _read(self, modules: list[Placed], pace: Pace) -> None:
+        """Tensor after tensor, or as a racing loader's threads do it."""
         tensors = sorted(_tensors(modules, self.dtype), key=lambda tensor: _natural(tensor.name))
-        sources: dict[str, int] = {}
-        for i, tensor in enumerate(tensors):
-            last = len(tensors) if ahead is None else i + ahead + 1
-            for name, module, numel, dtype, quantised in tensors[len(sources) : last]:
-                size = numel * dtype.num_bytes
-                sources[name] = self._passing("weight as read", module, size) if quantised else self._stay(name, module, size)
-            if tensor.quantised:
-                self._quantise(tensor.module, sources[tensor.name], tensor.numel)
+        sizes = [tensor.numel * tensor.dtype.num_bytes for tensor in tensors]
+        made: dict[int, list[int]] = {}
+        for deed, i in reading_order(sizes, [tensor.quantised for tensor in tensors], pace):
+            name, module, numel, _, quantised = tensors[i]
+            if deed is Deed.READ:
+                made[i] = [(self._passing("weight as read", module, sizes[i]) if quantised else self._stay(name, module, sizes[i]))]
+                if not quantised:
+                    self.dense[name] = made[i][0]
+            elif deed is Deed.QUANTISE:
+                made[i] += self._quantise(module, numel)
             else:
-                self.dense[tensor.name] = sources[tensor.name]
+                for storage in reversed(made.pop(i)):
+                    self.history.drop(storage)
 
-    def _quantise(self, module: Placed, source: int, n: int) -> None:
-        h, row = self.history, module.row
-        dropped = [source]
-        if row.quantization == "int8":
-            if self.dtype is not DType.FP16:
-                dropped.append(self._passing("weight in fp16", module, n * DType.FP16.num_bytes))
-            for tensor in int8_weight(row.module.out_features, row.module.in_features):
-                self._stay(tensor.name, module, tensor.nbytes, _category(tensor.name))
-        else:
-            dropped += self._four_bits(module, n)
-        for storage in reversed(dropped):
-            h.drop(storage)
+    def _quantise(self, module: Placed, n: int) -> list[int]:
+        """The weight's own tensors; returns what is dropped with what was read."""
+        row = module.row
+        if row.quantization != "int8":
+            return self._four_bits(module, n)
+        dropped = [] if self.dtype is DType.FP16 else [self._passing("weight in fp16", module, n * DType.FP16.num_bytes)]
+        for tensor in int8_weight(row.module.out_features, row.module.in_features):
+            self._stay(tensor.name, module, tensor.nbytes, _category(tensor.name))
+        return dropped
 
     def _four_bits(self, module: Placed, n: int) -> list[int]:
         """The weight's own tensors; returns what is dropped once they stand."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from planner.engines.arrival import Arrival, placed
 from planner.engines.optimizing import Trained, clip, make_states, update
+from planner.engines.reading import IN_TURN, Pace
 from planner.engines.resting import Resting, trained_tensors
 from planner.engines.step import Step
 from planner.formulas.workspace import PRODUCT_THREADS
@@ -99,24 +100,24 @@ class Course:
         self.resting, self.kernels, self.workspace = resting, kernels, workspace
         self.history = History()
 
-    def write(self, ahead: int | None = 0) -> History:
+    def write(self, pace: Pace = IN_TURN) -> History:
         """
         The history.
 
         Args:
-            ahead: How many tensors a racing loader has read before the one that is quantised; None for all. A few reach into the next
-                layer, so that no layer does what another does: then all are run.
+            pace: Of the thread that quantises, where others read ahead of it: they reach into the next layers, so that no layer
+                arrives as another does, and all are run.
         """
-        if ahead not in (0, None):
-            return self._write(ahead, leaves_out=False)
-        found = self._write(ahead, leaves_out=True)
+        if pace is not IN_TURN:
+            return self._write(pace, leaves_out=False)
+        found = self._write(pace, leaves_out=True)
         try:
             unroll_events(found)
         except NotRepeatable:
-            return self._write(ahead, leaves_out=False)
+            return self._write(pace, leaves_out=False)
         return found
 
-    def _write(self, ahead: int | None, *, leaves_out: bool) -> History:
+    def _write(self, pace: Pace, *, leaves_out: bool) -> History:
         """The history, of every layer or of three instances of those that repeat."""
         h = self.history = History()
         first = self._run(1, leaves_out=leaves_out)
@@ -126,7 +127,7 @@ class Course:
         layers = range(len(self.decoder.layers))
         run = frozenset(i for i in layers if not count or not start + 2 * period <= i < start + (count - 1) * period)
         modules = placed(self.preparation, self.decoder.layer_prefix, run, first.instance_of)
-        Arrival(h, self.recipe, self.known).write(modules, self.preparation, self.spec.buffers, ahead)
+        Arrival(h, self.recipe, self.known).write(modules, self.preparation, self.spec.buffers, pace)
         trained = [
             Trained(parameter, module.name, module.owner)
             for module in modules

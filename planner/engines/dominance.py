@@ -10,10 +10,13 @@ import numpy.typing as npt
 from planner.polynomials import Monomial, Polynomial, Quotient
 
 Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
 _Terms = dict[Monomial, float]
 
 _UNKNOWN: Monomial = ("?",)
 """Stands for what has no bound: a coefficient here is never made up for."""
+_TOGETHER = 64
+"""Rows that are compared with each other at once."""
 _EXACT = float(1 << 45)
 """Below this, sums of coefficients with eight binary places are exact in float64."""
 
@@ -91,15 +94,27 @@ def undominated(bounds: Bounds, rows: Sequence[Polynomial], phases: Sequence[int
     monomials = list(dict.fromkeys(m for row in rows for m in row))
     matrix = np.array([[row.get(m, 0) for m in monomials] for row in rows], np.float64)
     low, high = bounds.tables(monomials)
-    codes = np.array(phases)
+    codes = np.array(phases, np.int64)
     exact = np.abs(matrix) @ np.maximum(np.abs(low), np.abs(high)).sum(axis=1) < _EXACT
-    kept: list[int] = [int(i) for i in np.flatnonzero(~exact)]
-    for i in np.lexsort((codes, -(matrix @ low.sum(axis=1)))):
-        if not exact[i]:
-            continue
-        differences = matrix[kept] - matrix[i]
-        least = np.maximum(differences, 0) @ low + np.minimum(differences, 0) @ high
-        above = (least >= 0).all(axis=1) & exact[kept]
-        if not (above & ((codes[kept] <= codes[i]) | (least[:, 0] > 0))).any():
-            kept.append(int(i))
+    order = np.lexsort((codes, -(matrix @ low.sum(axis=1))))  # what is above another stands before it
+    kept = [int(i) for i in order if not exact[i]]
+    left = np.array([i for i in order if exact[i]], np.int64)
+    while len(left):
+        some, left = left[:_TOGETHER], left[_TOGETHER:]
+        found = [int(i) for i, is_below in zip(some, _below(matrix, low, high, codes, some, some), strict=True) if not is_below]
+        kept += found
+        left = left[~_below(matrix, low, high, codes, np.array(found), left)]
     return sorted(kept, key=lambda i: (phases[i], i))
+
+
+def _below(matrix: Floats, low: Floats, high: Floats, codes: Codes, tops: Codes, rows: Codes) -> npt.NDArray[np.bool_]:
+    """
+    Which rows are never the peak for one of the tops. Both are in one order; a row is compared with the tops that stand before it.
+    """
+    differences = matrix[tops][:, None] - matrix[rows][None]
+    least = np.maximum(differences, 0) @ low + np.minimum(differences, 0) @ high
+    above = (least >= 0).all(axis=2) & ((codes[tops][:, None] <= codes[rows][None]) | (least[..., 0] > 0))
+    if tops is rows:
+        above = np.triu(above, 1)
+    found: npt.NDArray[np.bool_] = np.logical_or.reduce(above, axis=0)
+    return found

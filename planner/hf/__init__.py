@@ -6,6 +6,13 @@ For Hugging Face's trainers: a callback that plans a run at its start, watches i
 2048
 """
 
+from importlib.util import find_spec
+
+from planner.errors import MissingExtraError
+
+if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+    raise MissingExtraError(f"planner.hf needs {' and '.join(missing)}, which is not installed", hint='pip install "qplan[torch]"')
+
 from planner.hf.callback import MemoryPlanCallback, MemoryPlanWarning
 
 __all__ = ["MemoryPlanCallback", "MemoryPlanWarning"]

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from planner import api
 from planner.device import Device
-from planner.errors import QplanError
+from planner.errors import InvalidRecipeError, QplanError, UnavailableError, UnsupportedModelError
 from planner.hf.derive import Run, derive
 from planner.hf.watching import Watch
 from planner.ledger import Phase
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from planner.recipe import Recipe
     from planner.records import Record
     from planner.report import Report
+
+
+ENGINES = ("auto", "analytic", "traced")
 
 
 class MemoryPlanWarning(UserWarning):
@@ -42,7 +45,8 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         seq_len: Tokens in the longest batch; None reads it off the samples and `max_length`.
-        engine: `analytic`; or `traced`, which takes longer, and at the end compares a run on the CPU with a trace of the CPU's kernels.
+        engine: `analytic`; `traced`, which takes longer; or `auto`: the closed form where it knows the model, and at the end of a run on
+            the CPU, whose kernels it does not know, a trace of these, as with `traced`.
         gpu: A card to plan for; None for the one that trains.
         record: Whether to keep a record and the card's own values.
         out: Where to print; None for standard error.
@@ -59,11 +63,13 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         self,
         *,
         seq_len: int | None = None,
-        engine: str = "analytic",
+        engine: str = "auto",
         gpu: str | Device | None = None,
         record: bool = True,
         out: TextIO | None = None,
     ) -> None:
+        if engine not in ENGINES:
+            raise InvalidRecipeError(f"engine is `{engine}`; it must be one of {', '.join(ENGINES)}")
         self.seq_len, self.engine, self.gpu, self.record, self.out = seq_len, engine, gpu, record, out
         self.report: Report | None = None
         self.compared: Report | None = None
@@ -85,7 +91,7 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         """Plan, say so, and begin to watch."""
         self.close()
         self.report = self.compared = self.problem = self.kept = self._run = None
-        watch = Watch(model, exact=self.engine == "traced")
+        watch = Watch(model, exact=self.engine != "analytic")
         try:
             self._run = derive(model, args, others.get("optimizer"), others.get("train_dataloader"), seq_len=self.seq_len)
             self.report = self._plan(self._run, watch.device if self.gpu is None else self.gpu)
@@ -151,13 +157,22 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
 
     def _plan(self, run: Run, device: Device | str | None) -> Report:
         knobs = {name: knob for name, knob in run.recipe.model_dump().items() if knob is not None}
-        return api.estimate(run.spec, gpu=device, stack=run.stack, engine=self.engine, **knobs)
+        engine = "analytic" if self.engine == "auto" else self.engine
+        try:
+            return api.estimate(run.spec, gpu=device, stack=run.stack, engine=engine, **knobs)
+        except UnsupportedModelError:
+            if self.engine != "auto":
+                raise
+            return api.estimate(run.spec, gpu=device, stack=run.stack, engine="traced", **knobs)
 
     def _on_cpu(self, run: Run, recipe: Recipe, report: Report) -> Report:
-        """The plan with the peaks that a trace of the CPU's own kernels has."""
+        """The plan with the peaks that a trace of the CPU's own kernels has; as it is where they cannot be traced."""
         from planner.verifying import predict
 
-        return replace(report, phases=predict(run.spec, recipe, run.stack, None).phases)
+        try:
+            return replace(report, engine="traced", phases=predict(run.spec, recipe, run.stack, None).phases)
+        except (UnavailableError, UnsupportedModelError):
+            return report
 
     def _announce(self, report: Report, run: Run) -> None:
         """What the run needs; a warning where the card does not have it."""
@@ -184,7 +199,7 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         if recipe is not run.recipe or self.gpu is not None:
             report = self._plan(replace(run, recipe=recipe), watch.device)
         resolved = resolve(recipe, run.stack, run.spec.dtype)
-        if self.engine == "traced" and not watch.is_cuda:
+        if self.engine != "analytic" and not watch.is_cuda:
             report = self._on_cpu(run, resolved, report)
         self.compared = report
         notes += watch.explanations(report)
@@ -200,7 +215,7 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
             return
         record = make(
             origin="callback",
-            engine=self.engine,
+            engine=report.engine,
             device=watch.device,
             driver=watch.driver,
             spec=run.spec,
@@ -212,4 +227,4 @@ class MemoryPlanCallback(TrainerCallback):  # type: ignore[misc]
         )
         Store().add(record)
         self.kept = record
-        watch.remember(run.stack)
+        watch.remember(run.stack, is_paged=recipe.optim is not None and recipe.optim.startswith("paged_"))

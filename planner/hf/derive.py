@@ -71,7 +71,7 @@ def derive(model: Any, args: Any, optimizer: Any = None, dataloader: Any = None,
         **_precision(args, base, dtype, is_quantized=quantization["quantization"] != "none"),
         **_step(args, base),
         "optim": _optimizer(args, optimizer, notes),
-        "seq_len": seq_len or _seq_len(args, dataloader, notes),
+        **_batches(args, dataloader, notes, seq_len),
         **_entry_point(args),
     }
     return Run(spec, make_recipe(**{name: knob for name, knob in knobs.items() if knob is not None}), stacks.detect(), tuple(notes))
@@ -201,27 +201,29 @@ def _entry_point(args: Any) -> dict[str, Any]:
     return {"entry_point": "trl" if is_trl else "trainer", "loss": loss, "packing": packs}
 
 
-def _seq_len(args: Any, dataloader: Any, notes: list[str]) -> int:
-    """Tokens in the longest batch: those of the longest sample, at most `max_length`."""
+def _batches(args: Any, dataloader: Any, notes: list[str], seq_len: int | None) -> dict[str, Any]:
+    """Tokens in the longest batch: those of the longest sample, at most `max_length`; samples of one length need no padding."""
     limit: int | None = getattr(args, "max_length", None)
-    longest = None if getattr(args, "packing", False) and limit else _longest(dataloader, notes)
-    if longest is not None:
-        return longest if limit is None else min(longest, limit)
+    lengths = None if getattr(args, "packing", False) and limit else _lengths(dataloader, notes)
+    cut = {min(length, limit or length) for length in lengths or ()}
+    padding = False if len(cut) == 1 else None
+    if seq_len is not None or cut:
+        return {"seq_len": seq_len or max(cut), "padding": padding}
     if limit is None:
         raise InvalidRecipeError(
             "seq_len is not known: the samples do not say how long they are", hint="pass MemoryPlanCallback(seq_len=2048)"
         )
-    return limit
+    return {"seq_len": limit}
 
 
-def _longest(dataloader: Any, notes: list[str]) -> int | None:
-    """The longest of the samples' input_ids; None where they have none, or come as a stream."""
+def _lengths(dataloader: Any, notes: list[str]) -> set[int] | None:
+    """How long the samples' input_ids are; None where they have none, or come as a stream."""
     samples: Any = getattr(dataloader, "dataset", None)
     if not hasattr(samples, "__len__") or not hasattr(samples, "__getitem__") or not len(samples):
         return None
     if len(samples) > MOST_SAMPLES:
         notes.append(f"only the first {MOST_SAMPLES:,} samples were looked at for the longest one")
     try:
-        return max(len(samples[index]["input_ids"]) for index in islice(range(len(samples)), MOST_SAMPLES))
+        return {len(samples[index]["input_ids"]) for index in islice(range(len(samples)), MOST_SAMPLES)}
     except (KeyError, TypeError, IndexError):
         return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from planner import own_values
 from planner.engines.measured.meters import IDLE, CudaMeter, Meter, StorageMeter
 from planner.errors import UnavailableError
 from planner.formulas.blocks import BLOCK_BYTES
+from planner.keeping import measured_with
 from planner.ledger import Category, Phase
 from planner.records.record import Level, Row
 from planner.units import MIB
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 _TINY = MIB
 _LOADING = (Phase.LOAD.value, Phase.PREPARE.value)
+
+
+def _larger(one: tuple[int, int] | None, other: tuple[int, int]) -> tuple[int, int]:
+    """The batch with more tokens."""
+    return other if one is None or other[0] * other[1] > one[0] * one[1] else one
 
 
 class Watch:
@@ -37,6 +42,7 @@ class Watch:
         driver: Its driver's version, where it is known.
         is_cuda: Whether it is on a card at all.
         largest_batch: (sequences, tokens) of the largest batch that reached the model in training; None before the first.
+        largest_evaluated: The same in evaluation.
         notes: What could not be measured as usual.
     """
 
@@ -45,6 +51,7 @@ class Watch:
         self.device: Device | None = None
         self.driver: str | None = None
         self.largest_batch: tuple[int, int] | None = None
+        self.largest_evaluated: tuple[int, int] | None = None
         self.notes: list[str] = []
         self.samples: Samples | None = None
         self._hooks: list[Any] = []
@@ -106,15 +113,14 @@ class Watch:
 
     def _forward_begins(self, module: Any, args: Any, kwargs: Any) -> None:
         """The model is called: a training step's forward, or an evaluation."""
-        if not module.training:
-            self.enter(Phase.EVALUATION.value)
-            return
-        self.enter(Phase.FORWARD.value)
+        self.enter(Phase.FORWARD.value if module.training else Phase.EVALUATION.value)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if getattr(ids, "ndim", 0) == 2:
             shape = (int(ids.shape[0]), int(ids.shape[1]))
-            if self.largest_batch is None or shape[0] * shape[1] > self.largest_batch[0] * self.largest_batch[1]:
-                self.largest_batch = shape
+            if module.training:
+                self.largest_batch = _larger(self.largest_batch, shape)
+            else:
+                self.largest_evaluated = _larger(self.largest_evaluated, shape)
 
     def _forward_ends(self, module: Any, args: Any, output: Any) -> None:
         """The first gradient of an output is where backward begins."""
@@ -139,14 +145,18 @@ class Watch:
         """
         The allocated peak that a plan has for every phase.
 
-        Loading and preparing are one: both were over before this watched. On the CPU, which has no cuBLAS, workspaces are left out.
+        Loading and preparing are one: both were over before this watched. Their peak is then known to torch's counters of a card alone: on
+        the CPU what they left is measured, and nothing is compared with it. Nor has the CPU cuBLAS, so that workspaces are left out there.
+        An evaluation is planned for the batches of training: of other batches nothing is compared.
         """
         found = {
             phase.phase: phase.allocated_peak_bytes - (0 if self.is_cuda else phase.by_category.get(Category.WORKSPACE.value, 0))
             for phase in report.phases
         }
+        if self.largest_evaluated != self.largest_batch:
+            found.pop(Phase.EVALUATION.value, None)
         before = [found.pop(name) for name in _LOADING if name in found]
-        return {_LOADING[0]: max(before), **found} if before else found
+        return {_LOADING[0]: max(before), **found} if before and self.is_cuda else found
 
     def rows(self, report: Report) -> tuple[Row, ...]:
         """Measured beside predicted, of the phases that both have; sums alone, since counters do not tell categories apart."""
@@ -190,12 +200,16 @@ class Watch:
         reserve = max(self.meter.reserved.values()) - max(self.meter.allocated.values()) if self.meter.reserved else None
         return {"context_bytes": contexts[-1] if contexts else None, "workspace_bytes": None, "reserve_bytes": reserve}
 
-    def remember(self, stack: Stack) -> None:
-        """Keep the card's own context and reserve; without a context there is nothing to keep."""
+    def remember(self, stack: Stack, *, is_paged: bool = False) -> None:
+        """
+        Keep the card's own context and reserve; without a context there is nothing to keep.
+
+        Args:
+            stack: The installed libraries.
+            is_paged: Whether optimizer states may be on the card beside torch's memory: nobody tells them from the context.
+        """
         context = self.process["context_bytes"]
-        if self.device is None or context is None or context <= 0:
+        if self.device is None or context is None or context <= 0 or is_paged:
             return
-        day = datetime.now(timezone.utc).date().isoformat()
         share = own_values.reserve_per_mille(max(self.meter.allocated.values()), max(self.meter.reserved.values()))
-        told = f"{day}, torch {stack.versions['torch']}" + (f", driver {self.driver}" if self.driver else "")
-        own_values.remember(self.device, own_values.OwnValues(context, None, share, told))
+        own_values.remember(self.device, own_values.OwnValues(context, None, share, measured_with(stack, self.driver)))

@@ -135,16 +135,15 @@ def _product_4bit(t: Tape, x: Tensor, bias: Tensor | None, layer: Linear) -> Ten
     if tokens <= layer.fused_tokens:
         out = t.new(numel, x.dtype, "output")
     else:
-        absmax = None
+        flat = absmax = None
         if layer.nested:
             flat = t.new(scales, DType.FP32, "dequantised scales", Category.TEMPORARY)
             absmax = t.new(scales, DType.FP32, "scales with offset", Category.TEMPORARY)
-            del flat
         weight = t.new(n, x.dtype, "dequantised weight", Category.TEMPORARY)
         low, weight = t.lower(x.detach()), t.lower(weight)
         out = t.new(numel, low.dtype, "output")
         t.multiplies()
-        del absmax, weight, low
+        del flat, absmax, weight, low  # locals of one Python function, which all live until it returns
     if t.tracks(x, bias):
         x_numel, quant_dtype, nested = x.numel, layer.quant_dtype, layer.nested
 

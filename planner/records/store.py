@@ -104,6 +104,8 @@ class Store:
         for name in names:
             try:
                 records.append(_parsed((self.folder / name).read_bytes()))
+            except FileNotFoundError:  # another process put it aside meanwhile
+                continue
             except OSError as error:
                 damaged.append(Damaged(name, error.strerror or str(error)))
             except OtherVersionError as error:

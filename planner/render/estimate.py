@@ -228,7 +228,7 @@ def _race(report: Report) -> list[str]:
         return []
     low, high = report.peak.held.reserved_low_bytes, report.peak.held.reserved_high_bytes
     version = report.stack["transformers"]
-    text = f"transformers {version} loads in threads that run ahead by chance: reserved is from {human(low)} to {human(high)}"
+    text = f"transformers {version} may load in threads that run ahead by chance: reserved is from {human(low)} to {human(high)}"
     return [text] if low < high else []
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from planner.agreement import Agreement
 from planner.comparison import Comparison
 from planner.ledger import Category, Ledger
-from planner.render import agreement, compare, estimate, markup
+from planner.render import agreement, compare, estimate, markup, verify
 from planner.render.palette import COLOURS, OUTCOMES, RESERVE, label
 from planner.render.terminal import Terminal
 from planner.report import CardVerdict, Report, Verdict
-from planner.units import gib, human
+from planner.units import GIB, MIB, gib, human
+from planner.verification import Verification
 
 _ROWS = 12
 """Allocations of a ledger that are listed by name; the rest is one row."""
@@ -154,6 +155,29 @@ def _agreement(found: Agreement) -> list[str]:
     return [markup.table(head, rows, colours), *(markup.line(sentence, faint=True) for sentence in found.explanations)]
 
 
+def _verification(found: Verification) -> list[str]:
+    head, *rest = verify.lines(found, Terminal())
+    colour = OUTCOMES["fits" if found.failure is None else "does_not_fit"]
+    parts = [markup.verdict(head, colour, ""), markup.line(rest[0], strong=True)]
+    unit, name = (GIB, "GiB") if max((row.measured_bytes for row in found.rows), default=0) >= GIB else (MIB, "MiB")
+    rows: list[tuple[str, ...]] = []
+    colours: list[str | None] = []
+    for row in found.rows:
+        words = _words(row.phase) if row.category is None else label(Category(row.category))
+        share = f"{100 * row.difference_bytes / row.measured_bytes:+.2f} %" if row.measured_bytes else ""
+        sizes = (row.measured_bytes, row.predicted_bytes)
+        rows.append((words, *(f"{size / unit:.3f}" for size in sizes), f"{row.difference_bytes / unit:+.3f}", share))
+        colours.append(None if row.category is None else COLOURS[Category(row.category)])
+    for level, (measured, predicted) in found.levels.items():
+        share = f"{100 * (predicted - measured) / measured:+.2f} %"
+        rows.append((level, f"{measured / unit:.3f}", f"{predicted / unit:.3f}", f"{(predicted - measured) / unit:+.3f}", share))
+    if rows:
+        parts.append(markup.table((f"{name} at the peak of", "measured", "predicted", "difference", ""), rows, colours))
+    if found.failure is not None:
+        parts += [markup.line(line) for line in rest[2:]]
+    return [*parts, *(markup.line(text, faint=True) for text in (*found.explanations, *found.notes))]
+
+
 def _gib(nbytes: int) -> str:
     return f"{nbytes / 2**30:.3f}"
 
@@ -175,10 +199,12 @@ _PAGES: dict[str, Callable[[Any], list[str]]] = {
     "Ledger": _ledger,
     "Comparison": _comparison,
     "Agreement": _agreement,
+    "Verification": _verification,
 }
 _SCREENS: dict[str, Callable[[Any, Terminal], list[str]]] = {
     "Report": _report_screen,
     "Ledger": lambda ledger, _: [_ledger_line(ledger)],
     "Comparison": compare.lines,
     "Agreement": agreement.lines,
+    "Verification": verify.lines,
 }

@@ -35,7 +35,7 @@ def _row(record: Record, terminal: Terminal, room: int) -> str:
     level = record.peak["allocated"]
     card = "CPU" if record.card is None else advice.short_name(record.card["name"])
     run = f"{record.recipe['method']} {record.recipe['batch_size']} x {record.recipe['seq_len']}"
-    named = f"{record.time[:10]:<11}{terminal.fit(card, _CARD - 1):<{_CARD}}{terminal.fit(_model(record), room):<{room}}  "
+    named = f"{record.time[:10]:<11}{terminal.fit(card, _CARD - 1):<{_CARD}}{terminal.fit(_model(record, room), room):<{room}}  "
     sizes = f"{human(level.measured_bytes):>10}{_share(level.predicted_bytes, level.measured_bytes):>10}"
     return f"{named}{terminal.fit(run, _RUN - 1):<{_RUN}}{sizes}"
 
@@ -57,12 +57,13 @@ def near_lines(near: Near, terminal: Terminal, indent: int) -> list[str]:
     of = f"the nearest of {near.num_records}" if near.num_records > 1 else "the only one near"
     knobs = record.recipe
     run = f"{_model(record)}, {knobs['batch_size']} x {knobs['seq_len']} tokens, {record.time[:10]} ({of})"
-    return wrap(f"verified on this card: {printable(run)}: {'; '.join(levels)}", terminal.width - indent)
+    return wrap(f"verified on such a card: {printable(run)}: {'; '.join(levels)}", terminal.width - indent)
 
 
-def _model(record: Record) -> str:
-    """Its id, or its family and size where it is no published one."""
-    return record.model["id"] or f"{record.model['model_type']} of {_count(record.model['num_parameters'])}"
+def _model(record: Record, room: int = 100) -> str:
+    """Its id, without the organisation where there is no room; its family and size where it is no published one."""
+    name = str(record.model["id"] or f"{record.model['model_type']} of {_count(record.model['num_parameters'])}")
+    return name if len(name) <= room else name.rpartition("/")[2]
 
 
 def _count(number: int) -> str:

@@ -190,6 +190,7 @@ def _config(recipe: Recipe, known: Behaviours) -> Iterator[str]:
     values: dict[str, Any] = {
         "output_dir": "arguments.output_dir",
         "max_steps": "arguments.max_steps",
+        "num_train_epochs": 1,
         "learning_rate": "arguments.learning_rate",
         "per_device_train_batch_size": recipe.batch_size,
         "gradient_accumulation_steps": recipe.grad_accum,

@@ -11,7 +11,14 @@ MIB = 1 << 20
 EVENTS = [0, 1, ~0, 2, ~1, 3, ~2, ~3, 4]
 SIZES = [40 * MIB, 600, 30 * MIB, 70 * MIB + 1, 9 * MIB]
 FLUSHES = [3, 8]
-SETTINGS = ("", "expandable_segments:True", "max_split_size_mb:21", "roundup_power2_divisions:4", "per_process_memory_fraction:0.5")
+SETTINGS = (
+    "",
+    "expandable_segments:True",
+    "expandable_segments:True,per_process_memory_fraction:0.4",
+    "max_split_size_mb:21",
+    "roundup_power2_divisions:4",
+    "per_process_memory_fraction:0.5",
+)
 
 
 def by_hand(settings: AllocatorSettings, capacity: int | None) -> Ending:
@@ -49,10 +56,16 @@ def test_a_run_is_its_events(text: str, capacity: int | None, compiles: bool, mo
 
 @pytest.mark.parametrize(
     ("text", "is_plain"),
-    [("", True), ("roundup_power2_divisions:4", True), ("expandable_segments:True", False), ("max_split_size_mb:30", False)],
+    [
+        ("", True),
+        ("roundup_power2_divisions:4", True),
+        ("expandable_segments:True", True),
+        ("max_split_size_mb:30", False),
+        ("expandable_segments:True,max_split_size_mb:30", False),
+    ],
 )
-def test_settings_that_change_choices_are_not_plain(text: str, is_plain: bool):
-    """Rounding alone leaves best fit and splitting as they are."""
+def test_settings_that_keep_blocks_whole_are_not_plain(text: str, is_plain: bool):
+    """Whatever the rounding and the segments: that is what compiled code does not know."""
     assert CachingAllocator(settings=AllocatorSettings.parse(text)).is_plain is is_plain
 
 

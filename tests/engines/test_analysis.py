@@ -6,45 +6,57 @@ import pytest
 
 from planner.architecture import build_spec
 from planner.engines.analysis import Analysis, host_ram
+from planner.engines.reading import IN_TURN, NEVER
 from planner.history import History
 from planner.ledger import Ledger
 from planner.recipe import make_recipe
-from planner.stack import behaviours, parse_stack, resolve
+from planner.stack import Reading, behaviours, parse_stack, resolve
 from tests.engines.tiny import LLAMA
 
 V, D, F, L, KV = 1000, 128, 320, 3, 64
 PARAMETERS = 2 * V * D + L * (2 * D * D + 2 * D * KV + 3 * D * F + 2 * D) + D
 
 
-def analysis(*, races: bool) -> tuple[Analysis, list[int | None]]:
-    """An answer whose histories are written down by how far the loader is ahead."""
+def analysis(reading: Reading) -> tuple[Analysis, list[int | None]]:
+    """An answer whose histories are written down by the pace of the thread that quantises; each flushes once."""
     asked: list[int | None] = []
 
-    def write(ahead: int | None) -> History:
-        asked.append(ahead)
-        return History()
+    def write(pace: int | None) -> History:
+        asked.append(pace)
+        return History(flushes=[0])
 
-    return Analysis(Ledger("analytic", (), ()), 0, 0, 0, 0, 0, 0, run_key=(), races=races, _write=write), asked
+    return Analysis(Ledger("analytic", (), ()), 0, 0, 0, 0, 0, 0, run_key=(), reading=reading, _write=write), asked
 
 
 def test_a_history_is_written_once_and_when_somebody_asks():
     """An estimate that nobody simulates writes none."""
-    found, asked = analysis(races=False)
+    found, asked = analysis("in_turn")
 
     assert asked == []
     assert found.history is found.history
-    assert asked == [0]
+    assert asked == [None]
     assert found.other_histories() == ()
 
 
 def test_a_loader_that_races_has_other_histories():
-    """Four threads each a tensor ahead, and everything ahead."""
-    found, asked = analysis(races=True)
+    """Threads that nobody keeps waiting are what is planned with; in turn, two slower paces and everything ahead are the others."""
+    found, asked = analysis("ahead")
     others = found.other_histories()
 
     assert asked == []
-    assert [type(other()) for other in others] == [History, History]
-    assert asked == [4, None]
+    assert found.history.flushes == [0]
+    assert [other().flushes for other in others] == [[0]] * 4
+    assert asked == [0, IN_TURN, 25, 50, NEVER]
+
+
+def test_where_the_versions_are_in_doubt_so_is_the_flush():
+    """Planned in turn; the others race, and each of the five is there without its flush as well, from the same history."""
+    found, asked = analysis("in_doubt")
+    others = [other() for other in found.other_histories()]
+
+    assert [other.flushes for other in others] == [[0]] * 4 + [[]] * 5
+    assert found.history.flushes == [0]
+    assert sorted(asked, key=str) == sorted([IN_TURN, 0, 25, 50, NEVER], key=str)
 
 
 @pytest.mark.parametrize(

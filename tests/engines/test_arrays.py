@@ -13,7 +13,8 @@ from planner import api
 from planner import stack as stacks
 from planner.device import Device
 from planner.engines import analytic
-from planner.engines.arrays import PHASES, Peaks
+from planner.engines.arrays import Peaks
+from planner.engines.moments import PHASES
 from planner.errors import InvalidRecipeError, QplanError, UnsupportedRecipeError
 from planner.recipe import make_recipe
 

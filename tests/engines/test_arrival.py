@@ -8,6 +8,7 @@ import pytest
 
 from planner.architecture import build_spec
 from planner.engines.arrival import Arrival, placed
+from planner.engines.reading import IN_TURN, NEVER, WORKERS
 from planner.history import History
 from planner.ledger import Category, Phase
 from planner.preparation import prepare
@@ -18,7 +19,7 @@ from tests.engines.tiny import GPT2, LLAMA, QWEN2, TIED, rested
 TWELVE = {**LLAMA, "num_hidden_layers": 12}
 
 
-def arrived(config: dict[str, Any], ahead: int | None = 0, **knobs: Any) -> History:
+def arrived(config: dict[str, Any], pace: int | None = None, **knobs: Any) -> History:
     """Every layer of a model on the card, prepared."""
     spec = build_spec(config, id="tiny")
     recipe = resolve(make_recipe(**{"seq_len": 64, **knobs}), LATEST, spec.dtype)
@@ -28,7 +29,7 @@ def arrived(config: dict[str, Any], ahead: int | None = 0, **knobs: Any) -> Hist
     prefix = "transformer.h.*." if config["model_type"] == "gpt2" else "model.layers.*."
     found = History()
     modules = placed(preparation, prefix, layers, lambda layer: None)
-    Arrival(found, recipe, known).write(modules, preparation, spec.buffers, ahead)
+    Arrival(found, recipe, known).write(modules, preparation, spec.buffers, pace)
     return found
 
 
@@ -88,10 +89,10 @@ def test_a_checkpoint_is_read_in_the_order_of_its_sorted_names():
     assert order == sorted(order, key=lambda name: transformers.dot_natural_key(f"{name}.weight"))
 
 
-@pytest.mark.parametrize(("ahead", "most"), [(0, 1), (4, 5), (84, 84), (None, 84)])
-def test_a_racing_loader_has_more_tensors_on_the_card(ahead, most):
-    """At most so many weights wait to be quantised: the one in turn and those ahead of it, or all 7 linears of 12 layers."""
-    found = arrived(TWELVE, ahead)
+@pytest.mark.parametrize(("pace", "least", "most"), [(IN_TURN, 1, 1), (0, WORKERS, 83), (NEVER, 84, 84)])
+def test_a_racing_loader_has_more_tensors_on_the_card(pace, least, most):
+    """Weights that wait to be quantised: the one in turn; at least those in the threads' hands; all 7 linears of 12 layers."""
+    found = arrived(TWELVE, pace)
     waiting, highest = 0, 0
     for event in found.events:
         if found.names[event if event >= 0 else ~event] == "weight as read":
@@ -99,4 +100,10 @@ def test_a_racing_loader_has_more_tensors_on_the_card(ahead, most):
             highest = max(highest, waiting)
 
     assert waiting == 0
-    assert min(most, 4) <= highest <= most
+    assert least <= highest <= most
+
+
+@pytest.mark.parametrize("pace", [0, 25, NEVER])
+def test_what_stays_does_not_hang_on_the_race(pace):
+    """The same bytes as read in turn, whoever reads them."""
+    assert staying(arrived(TWELVE, pace)) == staying(arrived(TWELVE))

@@ -161,3 +161,13 @@ def test_a_model_of_the_hub_has_its_id_and_one_of_a_folder_a_config(tmp_path):
 
     assert (published.id, published.source) == (find_checkpoint("qwen/qwen2.5-0.5b").id, "hub")
     assert (local.id, local.source) == (str(tmp_path), "config")
+
+
+def test_samples_of_one_length_need_no_mask(tmp_path):
+    """Where all are cut to `max_length`, or are as long as each other, nothing is padded; else the longest batch may be."""
+    same = SimpleNamespace(dataset=tiny.samples((20, 20, 20)))
+    plain, cut = (arguments(tmp_path, SFTConfig, max_length=length, per_device_train_batch_size=2) for length in (64, 8))
+
+    assert derive(tiny.model(), plain, dataloader=same).recipe.padding is False
+    assert derive(tiny.model(), plain, dataloader=LOADER).recipe.padding is None
+    assert derive(tiny.model(), cut, dataloader=LOADER).recipe.padding is False

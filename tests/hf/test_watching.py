@@ -91,6 +91,16 @@ def test_the_cards_own_values_are_kept(cuda, machine):
     assert own.measured.endswith("torch 2.13.0, driver 580.95.05")
 
 
+def test_paged_states_are_not_taken_for_a_context(cuda, machine):
+    """CUDA managed memory is in the process and not in torch's reserved: nothing is kept then."""
+    machine(holding(4 * GIB, 0))
+    watch = Watch(OnCard())
+    run(watch)
+    watch.remember(LATEST, is_paged=True)
+
+    assert catalog.find_device(A100).own is None
+
+
 def test_without_nvml_torchs_counters_remain(cuda, machine):
     """No driver's library: what cannot be measured is said, the rest is."""
     machine(card(), init=NOT_LOADED)

@@ -73,15 +73,15 @@ def train_trainer(folder: Path, callback: MemoryPlanCallback, net: Any = None, d
     return trainer
 
 
-def train_sft(folder: Path, callback: MemoryPlanCallback, lora: Any = None, **changes: Any) -> Any:
+def train_sft(folder: Path, callback: MemoryPlanCallback, lora: Any = None, net: Any = None, data: Any = None, **changes: Any) -> Any:
     """A run of TRL's SFTTrainer."""
     from trl import SFTConfig, SFTTrainer
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = samples().remove_columns(["labels", "attention_mask"])
+        data = (samples() if data is None else data).remove_columns(["labels", "attention_mask"])
         return SFTTrainer(
-            model=model(),
+            model=model() if net is None else net,
             args=SFTConfig(**arguments(folder, **{"max_length": 32, "bf16": False, **changes})),
             train_dataset=data,
             eval_dataset=data,
@@ -92,6 +92,17 @@ def train_sft(folder: Path, callback: MemoryPlanCallback, lora: Any = None, **ch
 
 
 def watched(**options: Any) -> tuple[MemoryPlanCallback, io.StringIO]:
-    """A callback and what it prints."""
+    """A callback, in closed form unless told otherwise, and what it prints."""
     out = io.StringIO()
-    return MemoryPlanCallback(out=out, **options), out
+    return MemoryPlanCallback(out=out, **{"engine": "analytic", **options}), out
+
+
+def quantized(folder: Path, **sizes: int) -> Any:
+    """The model as bitsandbytes loads it in 4 bits, with its kernels for the CPU."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model(**sizes).save_pretrained(folder)
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cpu", quantization_config=four_bit)

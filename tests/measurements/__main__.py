@@ -3,10 +3,10 @@ Prints every published run beside its prediction, then median and worst of each 
 
 Predicted and measured are allocated peaks in MiB; errors are in percent, of that peak and of the figures named after it.
 
-    python -m tests.measurements [--engine analytic|traced]
+    python -m tests.measurements [T4] [A100] [--engine analytic|traced]
 
-The traced engine runs the versions that are installed, not those of the runs; on the A100, whose stack shifted the logits, its peaks of
-adapters are low by that stack's two copies (`planner.stack.Behaviours.loss_extra_copies`).
+The traced engine runs the versions that are installed, not those of the runs. The A100's stack shifted the logits and cast norms in its
+own way: in an environment with `a100_requirements.txt` its rows are traced as they ran.
 """
 
 from __future__ import annotations
@@ -67,14 +67,19 @@ def summary(name: str, engine: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print both archives, then their summaries."""
+    """Print the archives, then their summaries."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().partition("\n")[0])
     parser.add_argument("--engine", choices=("analytic", "traced"), default="analytic")
-    engine = parser.parse_args().engine
-    for name in COLUMNS:
-        sys.stdout.writelines(f"{line}\n" for line in (*rows(name, engine), ""))
-    for name in COLUMNS:
-        sys.stdout.writelines(f"{line}\n" for line in summary(name, engine))
+    parser.add_argument("archives", nargs="*", metavar="T4|A100", help="which archives (default: both)")
+    given = parser.parse_args()
+    unknown = set(given.archives) - set(COLUMNS)
+    if unknown:
+        parser.error(f"no archive `{min(unknown)}`; there are {', '.join(COLUMNS)}")
+    names = given.archives or list(COLUMNS)
+    for name in names:
+        sys.stdout.writelines(f"{line}\n" for line in (*rows(name, given.engine), ""))
+    for name in names:
+        sys.stdout.writelines(f"{line}\n" for line in summary(name, given.engine))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ second a run instead of ten). Beside its own figures, which contain the unsplit 
 records the `rounded_*` ones: the plain sum of what lives, each storage rounded up to 512 bytes, no allocator in between.
 
 Where the oracle differs from CUDA it is put right here, one function a difference, each with what shows it: the biases of 4-bit
-linears, attention that broadcasts its keys, masks of windows that a sequence reaches.
+linears, attention that broadcasts its keys, scales that a product holds, masks of windows that a sequence reaches.
 
 Needs torch, transformers, peft, bitsandbytes, accelerate and g++; no GPU, no weights, no network. Unix only (fork).
 """
@@ -172,6 +172,40 @@ def refuse_to_broadcast(probe: Any) -> None:
     probe.install_patches = install_patches
 
 
+def keep_both_scales(probe: Any) -> None:
+    """
+    Let the dequantised scales of a doubly quantised weight live until its forward product returns, beside their sum with the offset.
+
+    The oracle gives the sum the name of the scales, which lets go of them; bitsandbytes@0.50.2, backends/cuda/ops.py,
+    _dequant_linear_fallback, has a name for each. Backward adds in place in both (functional.py, dequantize_4bit).
+    """
+    installed = probe.install_patches
+
+    def install_patches(*given: Any) -> Any:
+        kept = installed(*given)
+        library, functional = (importlib.import_module(name) for name in ("bitsandbytes", "bitsandbytes.functional"))
+        dequantise, product = functional.dequantize_blockwise, library.matmul_4bit
+        products: list[list[Any]] = []
+
+        def dequantize_blockwise(*arguments: Any, **named: Any) -> Any:
+            out = dequantise(*arguments, **named)
+            for scales in products[-1:]:
+                scales.append(out)
+            return out
+
+        def matmul_4bit(*arguments: Any, **named: Any) -> Any:
+            products.append([])
+            try:
+                return product(*arguments, **named)
+            finally:
+                products.pop()
+
+        functional.dequantize_blockwise, library.matmul_4bit = dequantize_blockwise, matmul_4bit
+        return kept
+
+    probe.install_patches = install_patches
+
+
 def cut_by_windows() -> None:
     """
     Give layers whose window a sequence reaches their mask under sdpa, as a real run does.
@@ -208,6 +242,7 @@ def measure(probe: Any, arguments: list[str]) -> dict[str, Any]:
                 seen = observe(probe)
                 load_biases_as_they_are(probe)
                 refuse_to_broadcast(probe)
+                keep_both_scales(probe)
                 cut_by_windows()
                 know_composites(arguments[arguments.index("--model-type") + 1])
                 figures = probe.probe(probe.parse(arguments))

@@ -84,9 +84,9 @@ def test_an_estimate_shows_the_nearest_record_of_its_card(tmp_path, monkeypatch,
 
     assert codes == [0, 0]
     assert (report.near.record.tokens, report.model_dump()["near_record"]["seq_len"]) == (1024, 1024)
-    assert "record verified on this card: Qwen/Qwen2.5-0.5B, 1 x 1024 tokens, 2026-11-28" in " ".join(here.split())
+    assert "record verified on such a card: Qwen/Qwen2.5-0.5B, 1 x 1024 tokens, 2026-11-28" in " ".join(here.split())
     assert "+20.00 %" in here
-    assert "verified on this card" not in there
+    assert "verified on such a card" not in there
     assert "near_record" not in estimate(QWEN, gpu="t4").model_dump()
 
 
@@ -97,6 +97,15 @@ def test_an_estimate_moves_no_file(tmp_path, monkeypatch):
 
     assert estimate(QWEN, gpu="A100-80GB").near is not None
     assert (store.folder / "bad.json").exists()
+
+
+def test_records_of_other_cards_load_nothing(tmp_path, monkeypatch):
+    """A user with records of an A100 asks about a T4: a look into the files is enough."""
+    kept(tmp_path, monkeypatch)
+    code = "import sys; from planner import estimate; print(estimate('Qwen/Qwen2.5-0.5B', gpu='t4').near, 'planner.records' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "None False\n"
 
 
 def test_without_records_nothing_of_them_is_loaded(tmp_path):

@@ -188,6 +188,16 @@ def test_records_of_a_newer_version_stay_where_they_are(tmp_path):
     assert (tmp_path / "new.json").exists()
 
 
+def test_a_file_that_another_process_puts_aside_meanwhile_is_no_news(tmp_path, monkeypatch):
+    """It stood in the folder when it was listed, and is gone when it is read: nothing to say."""
+    store = Store(tmp_path)
+    path = store.add(sample())
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (self.unlink(), open(self, "rb"))[1])  # noqa: PTH123, SIM115 - really gone
+    found = store.read()
+
+    assert (found.records, found.damaged, path.exists()) == ((), (), False)
+
+
 def test_looking_moves_nothing_where_asked(tmp_path):
     """An estimate only looks."""
     (tmp_path / "bad.json").write_text("{")

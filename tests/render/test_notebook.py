@@ -10,8 +10,10 @@ from planner import compare, estimate
 from planner.agreement import Agreement
 from planner.ledger import Allocation, Category, Ledger, Phase, Span
 from planner.render import notebook
-from planner.report import Report
+from planner.report import ModelReport, PhaseReport, Report
+from planner.simulation import Failure
 from planner.units import human
+from planner.verification import Side, Verification
 from tests.render.test_markup import NASTY, Reader
 
 LLAMA = "meta-llama/Llama-2-70b-hf"
@@ -109,6 +111,37 @@ def test_two_engines_are_shown_with_their_differences():
 
     assert found.count("+2.000") == 2  # activation, and the sum
     assert any("the closed form has 2.00 GiB more activation" in text for text in found)
+
+
+def verification(**more: object) -> Verification:
+    """A MiB measured where 1.25 were predicted, or none measured."""
+    sides = [Side(name, None, (PhaseReport("forward", size, {"activation": size}),), size, 0, 5) for name, size in SIDES.items()]
+    recipe = {"batch_size": 1, "seq_len": 8, "method": "lora", "optim": "sgd"}
+    model = ModelReport(NASTY, "llama", "config", 9, 0, 5)
+    known = {"model": model, "recipe": recipe, "stack": {}, "device": "cpu", "weights": "synthetic", "measured": sides[0]}
+    return Verification(**{**known, "predicted": sides[1], **more})
+
+
+SIDES = {"measured": 1 << 20, "traced": 5 << 18}
+
+
+def test_a_verification_lays_both_sides_beside_each_other():
+    """The verdict, both sizes and the difference in the unit that reads best, and the notes."""
+    found = texts(verification(notes=("a note",)))
+
+    assert found[0] == "MEASURED on the CPU: 1.0 MiB allocated, in forward; predicted +25.00 %"
+    assert [found.count(text) for text in ("1.000", "1.250", "+0.250", "+25.00 %")] == [3, 3, 3, 3]  # the phase, its part, and the level
+    assert "a note" in found
+
+
+def test_a_verification_that_ran_out_of_memory_says_where():
+    """The phase, what was asked for, what was alive; no table of what was not measured."""
+    failure = Failure("allocation", "mlp", "backward", 512, 1024, 1024, {"activation": 1024})
+    found = texts(verification(measured=None, failure=failure))
+
+    assert found[0] == "OUT OF MEMORY on the CPU, in backward"
+    assert any("512 B more was asked for in mlp, with 1.0 KiB allocated" in text for text in found)
+    assert "measured" not in found
 
 
 def test_texts_are_the_screens(report):

@@ -28,6 +28,13 @@ def test_long_names_do_not_widen_the_table():
     assert "CPU" in rows[2]
 
 
+def test_an_organisation_makes_room_for_the_name():
+    """What tells models apart is behind the slash."""
+    row = screen.lines(Listing((sample(id=f"{'o' * 20}/SmolLM2-135M"),)), Terminal())[1]
+
+    assert " SmolLM2-135M " in row
+
+
 def test_no_records_say_how_to_get_some():
     """An empty table says nothing; a sentence does."""
     assert "qplan verify" in screen.lines(Listing(()), Terminal())[0]

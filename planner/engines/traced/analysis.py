@@ -51,7 +51,7 @@ def analyse(
         host_ram_bytes=host_ram(spec, recipe, known),
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
         run_key=("traced", capability, device.own if device else None),
-        races=False,
+        reading="in_turn",
         _write=lambda _: history,
         warnings=_warnings(trace),
     )
@@ -109,7 +109,7 @@ def analyse_on_cpu(
         host_ram_bytes=ledger.high[1],
         download_bytes=spec.num_parameters * spec.dtype.num_bytes,
         run_key=("traced", "cpu"),
-        races=False,
+        reading="in_turn",
         _write=lambda _: history,
         warnings=_warnings(trace),
     )

@@ -151,6 +151,7 @@ def parameters(device: str = "cuda") -> Iterator[None]:
         stack.enter_context(cold())
         stack.enter_context(mock.patch.object(functional, "lib", _NoKernels() if device == "cuda" else _CpuFeatures()))
         stack.enter_context(mock.patch.object(functional, "get_ptr", _no_address))
+        stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", _NoKernel(), create=True))  # which a CPU build lacks
         for base, make in ((bnb.nn.Params4bit, _make_four_bit), (bnb.nn.Int8Params, _make_int8)):
             stack.enter_context(mock.patch.object(base, "__new__", _Constructor(base, make)))
         yield
