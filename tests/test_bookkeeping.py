@@ -7,7 +7,7 @@ import random
 import pytest
 
 from planner.allocator import AllocatorSettings, CachingAllocator
-from planner.bookkeeping import keep_books, steady_bytes
+from planner.bookkeeping import keep_books, keep_exact_books, steady_bytes
 from planner.history import History, Stretch
 from planner.ledger import Category, Phase
 from planner.units import KIB, MIB
@@ -109,3 +109,18 @@ def test_settings_reach_the_allocator() -> None:
     history.stretches = [Stretch(Phase.LOAD, 0, 3)]
 
     assert keep_books("test", history, AllocatorSettings(expandable_segments=True)).curve[-1] == 19 * MIB + 512 * KIB
+
+
+def test_exact_books_round_nothing() -> None:
+    """On the CPU a storage is its bytes: curve and lives by hand."""
+    history = History()
+    first = history.add(3, "a", Category.PARAMETER)
+    second = history.add(700, "b", Category.ACTIVATION)
+    history.drop(second)
+    history.drop(first)
+    history.stretches = [Stretch(Phase.LOAD, 0, 1), Stretch(Phase.FORWARD, 1, 4)]
+    ledger = keep_exact_books("measured", history)
+
+    assert ledger.curve == [3, 703, 3, 0]
+    assert [(a.nbytes, a.begin, a.end) for a in ledger.allocations] == [(3, 0, 3), (700, 1, 2)]
+    assert ledger.highs == {Phase.LOAD: (3, 0), Phase.FORWARD: (703, 1)}

@@ -153,15 +153,15 @@ def measure_on_card(order: Order, tell: Tell) -> Mapping[str, Any]:
     marks = _Marks(counters)
     tracker = Tracker("cuda", rules("cuda"), on_birth=marks, on_phase=counters)
     try:
-        with ExitStack() as stack, _out_of_memory(tracker, number) as last:
+        with ExitStack() as stack, _watched_for_memory(tracker, number) as last:
             stack.enter_context(surroundings())
             training = _watched(order, tracker, counters, stack)
             watched = dict(counters.allocated), dict(counters.requested)
             _counted(order, tracker, counters, training)
     except torch.OutOfMemoryError as error:
-        return {"out_of_memory": (last[-1] if last else _full(tracker, number, None, error)).model_dump()}
+        return {"out_of_memory": (last[-1] if last else out_of_memory(tracker, number, None, error)).model_dump()}
     history = history_of(counters.stages, marks.named(tracker))
-    notes += _unbalanced(requested_peaks(history), watched[1])
+    notes += unbalanced(requested_peaks(history), watched[1])
     peaks = {phase: counters.allocated.get(phase, watched[0].get(phase, 0)) for phase in {**watched[0], **counters.allocated}}
     reserved = max(counters.reserved.values())
     steady = torch.cuda.memory_allocated(number)
@@ -221,16 +221,16 @@ def _counted(order: Order, tracker: Tracker, counters: Counters, training: Train
 
 
 @contextmanager
-def _out_of_memory(tracker: Tracker, number: int) -> Iterator[list[Full]]:
+def _watched_for_memory(tracker: Tracker, number: int) -> Iterator[list[Full]]:
     """Inside, what is alive is written down at the moment in which memory runs out, before anything is given back."""
     found: list[Full] = []
     attach: Callable[[Any], None] | None = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
     if attach is not None:
-        attach(lambda _device, requested, _allocated, _free: found.append(_full(tracker, number, int(requested))))
+        attach(lambda _device, requested, _allocated, _free: found.append(out_of_memory(tracker, number, int(requested))))
     yield found
 
 
-def _full(tracker: Tracker, number: int, requested: int | None, error: BaseException | None = None) -> Full:
+def out_of_memory(tracker: Tracker, number: int, requested: int | None, error: BaseException | None = None) -> Full:
     """Where the run was and what was alive; what no tracker saw has no category."""
     allocated, reserved = torch.cuda.memory_allocated(number), torch.cuda.memory_reserved(number)
     full = Full(requested, allocated, reserved)
@@ -242,7 +242,7 @@ def _full(tracker: Tracker, number: int, requested: int | None, error: BaseExcep
     return full
 
 
-def _unbalanced(history: Mapping[Phase, int], counted: Mapping[Phase, int]) -> list[str]:
+def unbalanced(history: Mapping[Phase, int], counted: Mapping[Phase, int]) -> list[str]:
     """Phases in which the allocator's history and its counters do not say the same."""
     return [
         f"{phase.value.replace('_', ' ')}: the allocator's history has {history.get(phase, 0):,} bytes asked for at its peak, its counter "
