@@ -51,7 +51,7 @@ _TRACED_EVIDENCE = (
 
 ENGINES = {
     "analytic": Accuracy(allocated=100, reserved=570, process_bytes=832 * MIB, evidence=_EVIDENCE),
-    "traced": Accuracy(allocated=24, reserved=553, process_bytes=832 * MIB, evidence=_TRACED_EVIDENCE),
+    "traced": Accuracy(allocated=20, reserved=553, process_bytes=832 * MIB, evidence=_TRACED_EVIDENCE),
 }
 """By the name of the engine."""
 

@@ -54,6 +54,7 @@ class Watch:
         self.largest_evaluated: tuple[int, int] | None = None
         self.notes: list[str] = []
         self.samples: Samples | None = None
+        self._has_stepped = self._met_states = False
         self._hooks: list[Any] = []
         where = next(model.parameters()).device
         self.is_cuda = where.type == "cuda"
@@ -99,6 +100,7 @@ class Watch:
 
     def enter(self, phase: str | None, *, was: str | None = None) -> None:
         """A phase begins, or None of them; `was` says what the time since the last one turned out to be."""
+        self._has_stepped = self._has_stepped or phase == Phase.OPTIMIZER_STEP.value
         self.meter.enter(phase or IDLE, was=was)
 
     def stop(self) -> None:
@@ -118,7 +120,9 @@ class Watch:
         if getattr(ids, "ndim", 0) == 2:
             shape = (int(ids.shape[0]), int(ids.shape[1]))
             if module.training:
-                self.largest_batch = _larger(self.largest_batch, shape)
+                before, self.largest_batch = self.largest_batch, _larger(self.largest_batch, shape)
+                if self.largest_batch == shape:  # the largest so far, or one like it
+                    self._met_states = self._has_stepped or (self._met_states and before == shape)
             else:
                 self.largest_evaluated = _larger(self.largest_evaluated, shape)
 
@@ -189,6 +193,8 @@ class Watch:
             found.append("the closed form plans CUDA's kernels; cuBLAS's workspaces are left out here")
         if step and not self.is_cuda and step.difference_bytes * 100 > step.measured_bytes and report.recipe["optim"] == "adamw_torch":
             found.append("on CUDA adamw_torch steps all tensors together and makes their temporaries at once; on the CPU one by one")
+        if rows and not self._met_states:
+            found.append("the largest batch came in the first step, before the optimizer had its states: a plan is for the steps after")
         if any(row.measured_bytes < _TINY for row in rows.values()):
             found.append("at less than a mebibyte, indices and masks that a step makes beside its tensors are percents")
         return found

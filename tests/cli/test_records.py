@@ -10,6 +10,8 @@ from datetime import timedelta
 import pytest
 
 from planner import cli
+from planner.cli import completion
+from planner.cli.records import ACTIONS
 from planner.records import Store
 from tests.records.sample import NOON, sample
 
@@ -122,3 +124,18 @@ def test_a_home_that_is_a_file_is_no_reason_to_fail(tmp_path, capsys, monkeypatc
 
     assert cli.run(["records"]) == 0
     assert capsys.readouterr().out.startswith("There are no records yet")
+
+
+def test_the_shell_completes_what_there_is_to_do():
+    """A tab after `qplan records e`."""
+    assert completion.choices(ACTIONS)("e") == ["export"]
+    assert completion.choices(ACTIONS)("") == ["list", "export", "import"]
+
+
+def test_help_says_what_is_never_in_a_record(capsys):
+    """The promise stands where the command is looked up."""
+    code = cli.run(["records", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+
+    assert code == 0
+    assert "no host names, user names, paths or tokens" in text

@@ -217,3 +217,14 @@ def test_an_engine_that_does_not_exist_is_refused():
     """At once, not at the start of the training."""
     with pytest.raises(InvalidRecipeError, match="engine is `fast`"):
         tiny.watched(engine="fast")
+
+
+@pytest.mark.parametrize(("lengths", "is_told"), [((24, 8), True), ((8, 24), False), ((24, 24), False)])
+def test_a_largest_batch_before_the_optimizers_states_is_told(tmp_path, lengths, is_told):
+    """A plan is for a step that has states beside its batch: where the largest batch came in the first step alone, that is said."""
+    callback, out = tiny.watched()
+    trainer = tiny.train_trainer(tmp_path / "out", callback, data=tiny.samples(lengths), per_device_train_batch_size=1, eval_strategy="no")
+    trainer._get_train_sampler = lambda *_: None  # in their order
+    trainer.train()
+
+    assert ("before the optimizer had its states" in " ".join(out.getvalue().split())) == is_told

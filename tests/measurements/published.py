@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,22 @@ def runs(name: str) -> tuple[Run, ...]:
     return tuple(Run(row["id"], row["model"], archive["gpu"], stack, row["recipe"], row["measured"]) for row in archive["rows"])
 
 
+def as_it_behaves(run: Run) -> Run:
+    """A run of the T4 with the versions that its loading gives away, where they are not those that came with it."""
+    archive = document("T4")
+    stack = {**archive["stack"], **archive["behaves_as"]}
+    return replace(run, stack=",".join(f"{package}=={version}" for package, version in stack.items()))
+
+
 def report(run: Run, engine: str = "analytic") -> Report:
-    """The estimate of a run, on its card; in closed form with its versions, traced with those that are installed."""
-    stack = run.stack if engine == "analytic" else "auto"
-    return estimate(run.model, gpu=run.gpu, stack=stack, engine=engine, **run.recipe)
+    """The estimate of a run, on its card, made once; in closed form with its versions, traced with those that are installed."""
+    return _report(run.id, run.stack if engine == "analytic" else "auto", engine)
 
 
 @cache
-def cached_report(name: str, engine: str) -> Report:
-    """The estimate of the run of a name: a trace takes half a second."""
-    return report(next(run for archive in ARCHIVES for run in runs(archive) if run.id == name), engine)
+def _report(name: str, stack: str, engine: str) -> Report:
+    run = next(run for archive in ARCHIVES for run in runs(archive) if run.id == name)
+    return estimate(run.model, gpu=run.gpu, stack=stack, engine=engine, **run.recipe)
 
 
 def predicted(found: Report) -> dict[str, int]:
@@ -92,7 +98,7 @@ def predicted(found: Report) -> dict[str, int]:
 
 def errors(run: Run, engine: str = "analytic") -> dict[str, float]:
     """Relative errors of an estimate, for each figure that was published and is predicted."""
-    known = predicted(cached_report(run.id, engine) if engine == "traced" else report(run))
+    known = predicted(report(run, engine))
     return {name: known[name] / size - 1 for name, size in run.measured.items() if name in known}
 
 

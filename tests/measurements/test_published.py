@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.measurements.published import Run, document, errors, median_and_worst, report, runs
+from tests.measurements.published import Run, as_it_behaves, document, errors, median_and_worst, report, runs
 
-GIB = 1 << 30
+GIB, MIB = 1 << 30, 1 << 20
 T4_MEDIAN, T4_WORST, T4_WORST_OF_A_SMALL_PEAK, T4_WORST_PHASE = 0.003, 0.01, 0.015, 0.02
 T4_RESERVED, T4_RESERVED_OF_A_RACE, T4_MEDIAN_OF_A_RACE = 0.005, 0.06, 0.025
+T4_RESERVED_AS_IT_LOADS, T4_MEDIAN_AS_IT_LOADS = 0.05, 0.006
 A100_STEADY, A100_PEAK, A100_PROCESS = 0.0005, 0.01, 0.09
 
 
@@ -80,12 +81,37 @@ def _is_16_bit(run: Run) -> bool:
     return run.recipe["quantization"] == "none"
 
 
-def test_how_often_the_range_holds():
-    """Of the twenty runs that raced, twelve were measured inside the range, as the README says."""
-    raced = [(report(run).peak.held, run.measured["reserved_peak_bytes"]) for run in runs("T4") if run.recipe["quantization"] == "nf4"]
+def test_the_range_holds():
+    """All of the twenty runs that raced were measured inside the range."""
+    raced = [(report(run).peak.held, run.measured["reserved_peak_bytes"]) for run in runs("T4") if not _is_16_bit(run)]
 
     assert len(raced) == 20
-    assert sum(held.reserved_low_bytes <= measured <= held.reserved_high_bytes for held, measured in raced) == 12
+    assert all(held.reserved_low_bytes <= measured <= held.reserved_high_bytes for held, measured in raced)
+
+
+@pytest.mark.parametrize("run", [run for run in by_id("T4") if run.values[0].recipe["quantization"] == "nf4"])
+def test_reserved_peaks_of_a_race(run):
+    """With the versions that the runs' loading gives away, within 5 %."""
+    assert abs(errors(as_it_behaves(run))["reserved_peak_bytes"]) <= T4_RESERVED_AS_IT_LOADS
+
+
+def test_how_near_the_reserved_peaks_of_a_race_are():
+    """Half of them within 0.6 %; of the four SmolLM2-135M, which no order of loading in turn explains, three to the byte."""
+    raced = [run for run in runs("T4") if not _is_16_bit(run)]
+    found = {run.id: report(as_it_behaves(run)).peak.reserved_bytes - run.measured["reserved_peak_bytes"] for run in raced}
+    smallest = [found[run.id] for run in raced if run.model.endswith("SmolLM2-135M")]
+
+    assert median_and_worst(found[run.id] / run.measured["reserved_peak_bytes"] for run in raced)[0] <= T4_MEDIAN_AS_IT_LOADS
+    assert sorted(smallest) == [-2 * MIB, 0, 0, 0]
+
+
+def test_identical_loads_were_not_the_same():
+    """Six loads of one checkpoint under one recipe left six amounts allocated: no loader in turn does that."""
+    rows = [run for run in runs("T4") if run.model.startswith("TinyLlama") and not _is_16_bit(run)]
+    after = [run.measured["after_load_bytes"] for run in rows]
+
+    assert (len(after), len(set(after))) == (6, 6)
+    assert {size % (MIB // 2) for size in after} == {after[0] % (MIB // 2)}
 
 
 def test_the_median_reserved_error_on_a_t4():

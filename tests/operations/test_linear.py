@@ -59,12 +59,15 @@ def four_bit(**more) -> Linear:
 @pytest.mark.parametrize("nested", [True, False])
 def test_four_bit_product_by_hand(nested):
     """
-    bf16 in and out: forward holds the dense weight and, nested, its scales twice while it is made; nothing but the output is kept.
+    bf16 in and out: forward holds the dense weight and, nested, its scales and their sum with the offset; nothing but the output is kept.
+
+    Source:
+        bitsandbytes@0.50.2, backends/cuda/ops.py, _dequant_linear_fallback; functional.py, dequantize_4bit, which adds in place.
     """
     x = Tensor(None, B * S * K, BF16, requires_grad=True)
     weight, scales = 2 * K * M, 4 * K * M // 64 * nested
     out, dx = 2 * B * S * M, 2 * B * S * K
-    expected = Figures(scales + weight + out, out, 2 * out + weight + max(scales, dx), dx)
+    expected = Figures(2 * scales + weight + out, out, 2 * out + weight + max(scales, dx), dx)
 
     assert expected == of_tape(lambda t, x: base_linear(t, x, four_bit(nested=nested)), x)
 

@@ -187,11 +187,11 @@ class Books:
         return None if index is None else self.history.owners[index]
 
     def keep_apart(self, first: int, out: Any) -> None:
-        """Of what was born from a storage on, all but an operation's outputs is temporary."""
+        """Of what was born from a storage on, all but an operation's outputs and what libraries keep for themselves is temporary."""
         outputs = out if isinstance(out, (list, tuple)) else (out,)
         kept = {self.index_of(x) for x in outputs}
         for index in range(first, len(self.history.sizes)):
-            if index not in kept:
+            if index not in kept and self.history.categories[index] is not Category.WORKSPACE:
                 self.history.categories[index] = Category.TEMPORARY
 
     def hold_by_name(self, x: torch.Tensor, name: str, scope: str, category: Category, owner: int | None) -> None:

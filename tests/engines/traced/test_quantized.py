@@ -147,3 +147,30 @@ def test_real_layers_are_left_alone() -> None:
     assert torch.equal(packed, after)
     assert torch.equal(bnb.functional.dequantize_4bit(packed, state), bnb.functional.dequantize_4bit(after, state_after))
     assert type(bnb.nn.Params4bit(weight, requires_grad=False)) is bnb.nn.Params4bit
+
+
+def test_a_product_of_many_tokens_on_its_way(recorder: Any) -> None:
+    """
+    Its dequantised scales live beside their sum with the offset until it returns, and cuBLAS takes its workspace inside it, for good.
+
+    Source:
+        bitsandbytes@0.50.2, backends/cuda/ops.py, _dequant_linear_fallback: `absmax_dq` and `absmax` are two names.
+    """
+    n, tokens = 256 * 512, 4096
+    layer = bnb.nn.Linear4bit(512, 256, bias=False, quant_type="nf4", compress_statistics=True, compute_dtype=BF16, device="cuda")
+    layer.weight = bnb.nn.Params4bit(torch.empty(256, 512, dtype=BF16, device="cuda"), False, quant_type="nf4", module=layer).to("cuda")
+    history = recorder.history
+    first = len(history.sizes)
+    with torch.no_grad():
+        layer(torch.empty(tokens, 512, dtype=BF16, device="cuda"))
+    born = range(first, len(history.sizes))
+    scales = [i for i in born if history.sizes[i] == 4 * n // 64]
+    output = next(i for i in born if history.sizes[i] == 2 * tokens * 256)
+    workspace = next(i for i in born if history.names[i].startswith("cuBLAS"))
+    at = history.events.index
+
+    assert len(scales) == 2
+    assert all(at(i) < at(output) < at(~i) for i in scales)
+    assert at(output) < at(workspace) < min(at(~i) for i in scales)
+    assert history.categories[workspace] is Category.WORKSPACE
+    assert ~workspace not in history.events
