@@ -8,6 +8,9 @@ A step is recorded once for each stretch of the grid in which the program asks t
 from __future__ import annotations
 
 import copy
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,7 +51,7 @@ from planner.symbolic import Recording
 _COUNTABLE = 1 << 63
 _BLOCK = 1 << 16
 """Points that are sorted by their step at a time."""
-_FEW = 10
+_FEW = 24
 """Points whose steps are run for less than recording one takes."""
 
 class _Region:
@@ -215,7 +218,8 @@ class Peaks:
         """The regions that are known for this recipe, then one that is recorded at its batch."""
         regions = self._regions.setdefault((kernels, recipe.padding), [])
         yield from list(regions)
-        regions.append(_Region(self.spec, recipe, self.stack, kernels))
+        with _uncollected():
+            regions.append(_Region(self.spec, recipe, self.stack, kernels))
         yield regions[-1]
 
     def _resolved(self, rank: int, batch: int, length: int) -> Recipe:
@@ -246,6 +250,18 @@ class Peaks:
             self._rests[key] = _prepared(resting), resting.steady_bytes
         return self._rests[key]
 
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without looking for cycles: a recording makes a hundred thousand objects, and none that only a collection would free."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _prepared(resting: Resting) -> int:

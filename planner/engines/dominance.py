@@ -93,8 +93,20 @@ def undominated(bounds: Bounds, rows: Sequence[Polynomial], phases: Sequence[int
     """
     monomials = list(dict.fromkeys(m for row in rows for m in row))
     matrix = np.array([[row.get(m, 0) for m in monomials] for row in rows], np.float64)
+    return undominated_rows(bounds, monomials, matrix, np.array(phases, np.int64))
+
+
+def undominated_rows(bounds: Bounds, monomials: Sequence[Monomial], matrix: Floats, codes: Codes) -> list[int]:
+    """
+    As `undominated`, of rows that are coefficients already.
+
+    Args:
+        bounds: Of the variables.
+        monomials: What the columns are coefficients of.
+        matrix: The rows, [row, monomial].
+        codes: Of each row, the rank of its phase.
+    """
     low, high = bounds.tables(monomials)
-    codes = np.array(phases, np.int64)
     exact = np.abs(matrix) @ np.maximum(np.abs(low), np.abs(high)).sum(axis=1) < _EXACT
     order = np.lexsort((codes, -(matrix @ low.sum(axis=1))))  # what is above another stands before it
     kept = [int(i) for i in order if not exact[i]]
@@ -104,7 +116,7 @@ def undominated(bounds: Bounds, rows: Sequence[Polynomial], phases: Sequence[int
         found = [int(i) for i, is_below in zip(some, _below(matrix, low, high, codes, some, some), strict=True) if not is_below]
         kept += found
         left = left[~_below(matrix, low, high, codes, np.array(found), left)]
-    return sorted(kept, key=lambda i: (phases[i], i))
+    return sorted(kept, key=lambda i: (int(codes[i]), i))
 
 
 def _below(matrix: Floats, low: Floats, high: Floats, codes: Codes, tops: Codes, rows: Codes) -> npt.NDArray[np.bool_]:

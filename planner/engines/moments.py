@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from planner.engines.dominance import Bounds, undominated
+from planner.engines.dominance import Bounds, undominated_rows
 from planner.ledger import Phase, Rows, Span
 from planner.polynomials import Forms, Monomial, Polynomial, Question, Quotient, evaluate, substitute
 
@@ -93,10 +93,10 @@ def moments_of(forms: Forms, rows: Rows, spans: Sequence[Span]) -> Moments:
     steps = np.union1d(np.array(rows.ends) - 1, last)  # sizes are never negative: before a birth is no peak
     steps = steps[steps < spans[-1].end]
     found = np.unique(np.column_stack((codes[steps], live[steps])), axis=0)
-    polynomials = [{m: c for m, c in zip(monomials, row, strict=True) if c} for row in found[:, 1:].tolist()]
-    phases: list[int] = found[:, 0].tolist()
-    kept = undominated(Bounds(dict.fromkeys(INPUTS, 1), forms.quotients), polynomials, phases)
-    return Moments([polynomials[i] for i in kept], [phases[i] for i in kept], forms.quotients, forms.questions)
+    phases, matrix = found[:, 0], found[:, 1:]
+    kept = undominated_rows(Bounds(dict.fromkeys(INPUTS, 1), forms.quotients), monomials, matrix.astype(np.float64), phases)
+    polynomials: list[Polynomial] = [{m: c for m, c in zip(monomials, row, strict=True) if c} for row in matrix[kept].tolist()]
+    return Moments(polynomials, phases[kept].tolist(), forms.quotients, forms.questions)
 
 
 
