@@ -214,7 +214,7 @@ def _card(where: str) -> Device:
     found = None if seen is None else cards.device_of(seen)
     if found is None:
         raise UnavailableError(
-            f"there is no NVIDIA GPU {where} here to measure on",
+            f"there is no NVIDIA GPU here that CUDA calls `{where}`, to measure on",
             hint="pass --device cpu and a small model to run the same path on the CPU; qplan doctor says what this machine has",
         )
     return found

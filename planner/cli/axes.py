@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from planner.cli import completion, options
+from planner.errors import InvalidRecipeError
 from planner.grid_file import whole_numbers
 from planner.recipe import CHOICES, RANGES
 
@@ -39,14 +40,29 @@ def read(knob: options.Knob, typed: list[Any]) -> Any:
     Args:
         knob: Which.
         typed: What was typed, once for each time the option was given.
+
+    Raises:
+        InvalidRecipeError: A whole number's values are neither numbers nor a range, or there are none.
     """
     if knob.read is None:
         return typed[0] if len(typed) == 1 else typed
     if knob.name in RANGES:
-        return whole_numbers(",".join(typed))
+        return _whole_numbers(knob.option, ",".join(typed))
     texts = typed if knob.name in _WHOLE else [text.strip() for part in typed for text in part.split(",")]
     values = [knob.read(text) for text in texts]
     return values[0] if len(values) == 1 else values
+
+
+def _whole_numbers(option: str, text: str) -> Any:
+    values = whole_numbers(text)
+    several = [values] if isinstance(values, (int, str)) else values
+    if not several or not all(isinstance(value, int) for value in several):
+        wrong = "has no values" if not several else "is neither"
+        raise InvalidRecipeError(
+            f"{option} takes whole numbers (1,2,4) or a range without its end (1:65, 512:4097:512); `{text}` {wrong}",
+            hint=f"{option} 1:9 is 1 to 8",
+        )
+    return values
 
 
 def _parameter(knob: options.Knob) -> inspect.Parameter:

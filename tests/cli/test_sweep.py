@@ -65,7 +65,8 @@ def test_files_and_grids(capsys, tmp_path, monkeypatch):
     ("arguments", "code", "message"),
     [
         (("sweep", TINY, "--batch-size", "0:4"), 2, "error: --batch-size is 0; it must be a whole number"),
-        (("sweep", TINY, "--batch-size", "4:4"), 2, "error: --batch-size is an axis without values"),
+        (("sweep", TINY, "--batch-size", "4:4"), 2, "; `4:4` has no values"),
+        (("sweep", TINY, "--seq-len", "64,1:x"), 2, "error: --seq-len takes whole numbers (1,2,4) or a range without its end"),
         (("sweep", TINY, "--optim", "sgd,adam"), 2, "error: --optim is 'adam'"),
         (("sweep", TINY, "--engine", "traced", "--jobs", "2", "--ray", "local"), 2, "error: both --jobs and --ray"),
         (("sweep", TINY, "--jobs", "2"), 2, "error: an executor or jobs are given"),
