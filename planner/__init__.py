@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from planner.recommending import recommend
     from planner.render.breakdown import bars
     from planner.report import Report, Verdict
-    from planner.solution import Frontier, Solution
-    from planner.solving import solve
+    from planner.solving import Frontier, Solution, solve
     from planner.spec import ModelSpec
     from planner.stack import Stack
     from planner.sweeping import sweep
@@ -61,13 +60,13 @@ __all__ = [
 
 _HOME = {
     "Device": "device",
-    "Frontier": "solution",
+    "Frontier": "solving",
     "Ledger": "ledger",
     "ModelSpec": "spec",
     "QplanError": "errors",
     "Recipe": "recipe",
     "Report": "report",
-    "Solution": "solution",
+    "Solution": "solving",
     "Stack": "stack",
     "Verdict": "report",
     "Verification": "verification",

@@ -179,7 +179,7 @@ def largest(runs: Callable[[int], bool], start: int, step: int) -> int:
 def _predicted(order: Order, knob: str, step: int, progress: Progress | None) -> int:
     """The planner's limit: on a card what `solve` says of the trace, on the CPU the trace of the CPU under the ceiling."""
     if order.card is not None:
-        from planner.solving import solve
+        from planner.solving.solver import solve
 
         how: dict[str, Any] = {"vary": knob, "engine": "traced", "multiple_of": step, "progress": progress}
         found = solve(order.spec, gpu=order.card, stack=order.stack, **how, **order.knobs)

@@ -10,8 +10,8 @@ import typer
 
 from planner.cli import completion, options
 from planner.errors import InvalidRecipeError
-from planner.grid_file import whole_numbers
 from planner.recipe import CHOICES, RANGES
+from planner.sweeping.grid_file import whole_numbers
 
 _WHOLE = ("targets", "modules_to_save", "rank_pattern")
 """Knobs whose values have commas in them: several are given by repeating the option."""

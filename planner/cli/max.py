@@ -61,9 +61,9 @@ def max(  # noqa: A001 - a command has the name that is typed
     Fits means what `qplan estimate` says: the run, simulated, comes to its end. Exit code 0: a value was found; 1: not even the smallest
     fits; 2: the request is wrong; 3: something it needs is missing or unreachable.
     """
-    from planner import solution as answers
-    from planner import solving
     from planner.render import frontier, solution, terminal
+    from planner.solving import solution as answers
+    from planner.solving import solver as solving
 
     names = [name.replace("-", "_") for name in vary or ("batch-size",)]
     with terminal.progress(sys.stderr) as progress:

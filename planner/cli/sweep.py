@@ -126,7 +126,7 @@ def sweep(
     """
     from planner.render import sweep as screen
     from planner.render import terminal
-    from planner.sweeping import sweep as api_sweep
+    from planner.sweeping.sweeps import sweep as api_sweep
 
     given = {"stack": stack, "engine": engine, "simulate": simulate, "gpu": _several(gpu)}
     asked = _asked(models, {name: value for name, value in given.items() if value is not None}, knobs)
@@ -156,8 +156,8 @@ def sweep(
 
 def _asked(models: list[str], given: dict[str, Any], knobs: dict[str, Any]) -> dict[str, Any]:
     """What was asked for; what is typed goes before what a grid's file has."""
-    from planner import grid_file
     from planner.errors import InvalidGridError
+    from planner.sweeping import grid_file
 
     files = [name for name in models if name.lower().endswith(grid_file.SUFFIXES)]
     if not files:
@@ -178,7 +178,7 @@ def _workers(jobs: str | None, ray: str | None) -> dict[str, Any]:
     if jobs is not None and ray is not None:
         raise InvalidRecipeError("both --jobs and --ray are given; it must be one of them", hint="leave out --jobs")
     if ray is not None:
-        from planner.clusters import RayExecutor
+        from planner.sweeping.clusters import RayExecutor
 
         return {"executor": partial(RayExecutor, ray)}
     return {} if jobs is None else {"jobs": options.whole_number(jobs)}
@@ -198,7 +198,7 @@ def _check_plot(plot: str, output: str | None) -> None:
 def _check(output: str, *, json: bool) -> None:
     """Refuse a file that cannot be written, before any work is done."""
     from planner.errors import InvalidOutputError
-    from planner.frame import check_output
+    from planner.sweeping.frame import check_output
 
     if json:
         raise InvalidOutputError("--json prints, and --output writes; both are given", hint="name a file that ends in .jsonl")

@@ -10,7 +10,7 @@ from planner.render.solution import needs
 from planner.render.terminal import Terminal, wrap
 
 if TYPE_CHECKING:
-    from planner.solution import Frontier
+    from planner.solving.solution import Frontier
 
 
 def lines(found: Frontier, terminal: Terminal) -> list[str]:

@@ -10,7 +10,7 @@ from planner.render.terminal import Terminal, labelled, printable, wrap
 from planner.report import Verdict
 
 if TYPE_CHECKING:
-    from planner.solution import Solution
+    from planner.solving.solution import Solution
 
 _LABEL = 12
 

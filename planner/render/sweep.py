@@ -12,8 +12,8 @@ from planner.render.terminal import Terminal, printable
 from planner.units import GIB
 
 if TYPE_CHECKING:
-    from planner.frame import Frame
-    from planner.sweeping import Sweep
+    from planner.sweeping.frame import Frame
+    from planner.sweeping.sweeps import Sweep
 
 _COMPUTED = (
     "allocated_bytes", "reserved_bytes", "process_bytes", "phase", "outcome", "headroom_bytes", "simulated", "error",

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from planner import api, verdict
-from planner.deciding import OUTCOMES, UNDECIDED, Judge, bounded, expected, judge
 from planner.device import Device
 from planner.errors import QplanError
-from planner.grid import Grid, make_axes
 from planner.job import Job
-from planner.parts import Points
 from planner.recipe import make_recipe
+from planner.sweeping.deciding import OUTCOMES, UNDECIDED, Judge, bounded, expected, judge
+from planner.sweeping.grid import Grid, make_axes
+from planner.sweeping.parts import Points
 
 STACK = api.find_stack("latest")
 MODELS = [summary.id for summary in api.models()]
@@ -114,7 +114,7 @@ def test_a_replay_serves_the_cards_that_come_later(monkeypatch):
     """Cards share what they can: a point is planned once for both, and what is remembered is not planned again."""
     grid = tiny_grid(batch_size=[1, 2], seq_len=64)
     made = []
-    monkeypatch.setattr("planner.deciding.Job", lambda *inputs: made.append(1) or Job(*inputs))
+    monkeypatch.setattr("planner.sweeping.deciding.Job", lambda *inputs: made.append(1) or Job(*inputs))
     peaks = np.array([40 << 20, 40 << 20])
     first = Judge(grid, "all")
     for gpu in (0, 1):

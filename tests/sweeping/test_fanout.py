@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from planner.fanout import TRIES, Fanout, on_executor, processes
+from planner.sweeping.fanout import TRIES, Fanout, on_executor, processes
 
 DEADLY, WRONG, FATAL = 3, 5, 9
 

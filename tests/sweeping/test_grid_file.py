@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from planner.errors import InvalidGridError, MissingExtraError
-from planner.grid_file import read_grid, whole_numbers
+from planner.sweeping.grid_file import read_grid, whole_numbers
 
 YAML = """
 models: [meta-llama/Llama-2-7b-hf, openai-community/gpt2]

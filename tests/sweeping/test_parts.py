@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from planner.errors import InvalidOutputError
-from planner.parts import Parts, Points, pack, unpack
-from planner.table import Table, numbers, texts
+from planner.sweeping.parts import Parts, Points, pack, unpack
+from planner.sweeping.table import Table, numbers, texts
 
 
 def table() -> Table:

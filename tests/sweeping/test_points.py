@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from planner import api
-from planner.grid import Axis, Grid, Unit, make_axes
-from planner.points import Analytic, axis_column
+from planner.sweeping.grid import Axis, Grid, Unit, make_axes
+from planner.sweeping.points import Analytic, axis_column
 
 STACK = api.find_stack("latest")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.bracket import last_within
+from planner.solving.bracket import last_within
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(-5, 1500))

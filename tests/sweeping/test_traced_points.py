@@ -28,7 +28,7 @@ def test_traced_rows_are_traced_estimates():
 
 def fails(task):
     """A trace that breaks for one batch."""
-    from planner.traced_points import Row
+    from planner.sweeping.traced_points import Row
 
     if task.knobs["batch_size"] == 2:
         raise RuntimeError("no such kernel")
@@ -37,7 +37,7 @@ def fails(task):
 
 def test_points_that_fail_are_recorded_and_the_others_are_not_lost(monkeypatch):
     """Its row says what broke, after three tries; progress counts it too."""
-    monkeypatch.setattr("planner.traced_points.trace_point", fails)
+    monkeypatch.setattr("planner.sweeping.traced_points.trace_point", fails)
     told = []
     with ThreadPoolExecutor(2) as pool:
         found = sweep(TINY, gpu="t4", engine="traced", executor=pool, batch_size=[1, 2, 3], progress=lambda done, total: told.append(done))
@@ -59,7 +59,7 @@ def test_what_was_traced_before_a_kill_is_not_traced_again(tmp_path, monkeypatch
         return fails(task)
 
     knobs = {"gpu": "t4", "engine": "traced", "batch_size": [1, 3, 5, 7]}
-    monkeypatch.setattr("planner.traced_points.trace_point", interrupted)
+    monkeypatch.setattr("planner.sweeping.traced_points.trace_point", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(TINY, **knobs).write(tmp_path / "out.csv")
     sweep(TINY, **knobs).write(tmp_path / "out.csv")
@@ -75,6 +75,6 @@ def test_what_stands_in_the_way_of_every_trace_ends_the_sweep(monkeypatch):
     def missing(task):
         raise MissingExtraError("the traced engine runs torch", hint='pip install "qplan[torch]"')
 
-    monkeypatch.setattr("planner.traced_points.trace_point", missing)
+    monkeypatch.setattr("planner.sweeping.traced_points.trace_point", missing)
     with pytest.raises(MissingExtraError):
         list(sweep(TINY, gpu="t4", engine="traced", batch_size=[1, 2]).rows())

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InvalidGridError, InvalidRecipeError, QplanError
-from planner.grid import make_axes
 from planner.recipe import KNOBS, RANGES
-from planner.table import import_extra
+from planner.sweeping.grid import make_axes
+from planner.sweeping.table import import_extra
 
 SUFFIXES = (".yaml", ".yml", ".toml")
 """What a grid's file may end in."""

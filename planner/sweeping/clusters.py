@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from planner.errors import UnavailableError
-from planner.table import import_extra
+from planner.sweeping.table import import_extra
 
 
 class RayExecutor(Executor):

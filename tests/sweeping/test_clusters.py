@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from planner.clusters import RayExecutor
 from planner.errors import MissingExtraError, UnavailableError
-from planner.fanout import Fanout
+from planner.sweeping.clusters import RayExecutor
+from planner.sweeping.fanout import Fanout
 
 
 def work(number):

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from planner.errors import InvalidOutputError, InvalidRecipeError, MissingExtraError
-from planner.frame import Frame, Kept, Streamed
-from planner.table import Table, numbers, texts
+from planner.sweeping.frame import Frame, Kept, Streamed
+from planner.sweeping.table import Table, numbers, texts
 
 
 def frame() -> Frame:

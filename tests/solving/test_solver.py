@@ -11,11 +11,11 @@ from planner.device import Device
 from planner.errors import InvalidRecipeError, QplanError, UnknownDeviceError
 from planner.formulas.runtime import cuda_context
 from planner.report import Report
-from planner.solution import Frontier, Solution
-from planner.solving import learned_positions
+from planner.solving.solution import Frontier, Solution
+from planner.solving.solver import learned_positions
 from planner.units import MIB
 from tests.engines.tiny import GPT2, LLAMA
-from tests.test_line import MIXTURE, WINDOWED
+from tests.solving.test_line import MIXTURE, WINDOWED
 
 LLAMA_8B = "meta-llama/Llama-3.1-8B"
 DEEP = {**LLAMA, "num_hidden_layers": 7}

@@ -9,7 +9,7 @@ import pytest
 
 from planner import api
 from planner.errors import InvalidRecipeError
-from planner.grid import Grid, make_axes
+from planner.sweeping.grid import Grid, make_axes
 
 
 def grid(**knobs):

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from planner import verdict as verdicts
 from planner.accuracy import accuracy_of
-from planner.bracket import last_within
 from planner.device import Device
 from planner.job import Job
 from planner.ledger import Category, Phase
 from planner.report import Verdict
+from planner.solving.bracket import last_within
 from planner.units import MIB
 
 _SLACK = MIB

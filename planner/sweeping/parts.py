@@ -19,7 +19,7 @@ import numpy as np
 
 from planner.errors import InvalidOutputError
 from planner.files import write_whole
-from planner.table import Array, Column, Table
+from planner.sweeping.table import Array, Column, Table
 
 _VERSION = 1
 

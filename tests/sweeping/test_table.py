@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from planner.errors import MissingExtraError
-from planner.table import Table, import_extra, joined, numbers, texts
+from planner.sweeping.table import Table, import_extra, joined, numbers, texts
 
 
 def table(first=0):

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from planner.deciding import OUTCOMES, UNDECIDED, Judge, Verdicts
 from planner.engines.analytic import DEFAULT_CAPABILITY
 from planner.engines.arrays import Peaks
 from planner.engines.moments import PHASES
 from planner.errors import QplanError
-from planner.grid import Axis, Grid, Unit
-from planner.parts import Points
 from planner.recipe import Recipe
-from planner.table import Column, Table, joined, numbers, texts
+from planner.sweeping.deciding import OUTCOMES, UNDECIDED, Judge, Verdicts
+from planner.sweeping.grid import Axis, Grid, Unit
+from planner.sweeping.parts import Points
+from planner.sweeping.table import Column, Table, joined, numbers, texts
 
 Integers = npt.NDArray[np.int64]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.errors import InvalidRecipeError
-from planner.table import Table
+from planner.sweeping.table import Table
 
 
 def front(table: Table, maximize: Sequence[str], minimize: Sequence[str], within: Sequence[str] = ()) -> Table:

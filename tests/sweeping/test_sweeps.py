@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner import QplanError, deciding, estimate, sweep, sweeping
-from planner.deciding import judge
+from planner import QplanError, estimate, sweep
 from planner.errors import InvalidOutputError, InvalidRecipeError, MissingExtraError, UnknownModelError
+from planner.sweeping import deciding
+from planner.sweeping import sweeps as sweeping
+from planner.sweeping.deciding import judge
 
 TINY = "EleutherAI/pythia-14m"
 
@@ -105,7 +107,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """A process that is killed amid a sweep leaves no file, but what it did; the next does only the rest, and writes the same rows."""
     monkeypatch.setattr(sweeping, "CHUNK", 4)
     code = (
-        "from planner import sweep, sweeping; sweeping.CHUNK = 4; import time, sys; "
+        "from planner import sweep; from planner.sweeping import sweeps; sweeps.CHUNK = 4; import time, sys; "
         "slow = lambda done, total: (print(done, flush=True), time.sleep(0.2)); "
         f"sweep({TINY!r}, gpu='2GiB', stack='latest', simulate='all', batch_size=range(1, 5), seq_len=range(64, 704, 64), progress=slow)"
         f".write({str(tmp_path / 'out.csv')!r})"

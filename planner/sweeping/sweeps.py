@@ -11,17 +11,17 @@ from planner import __version__, api, catalog
 from planner.allocator import AllocatorSettings
 from planner.device import Device
 from planner.errors import InvalidRecipeError
-from planner.fanout import Submits, on_executor, processes
-from planner.frame import WRITERS, Frame, Streamed, check_output
-from planner.grid import Grid, Unit, make_axes
-from planner.parts import Parts, Points
 from planner.render.breakdown import bars
 from planner.render.chart import Chart
 from planner.render.pictured import named_rows
 from planner.report import Report
 from planner.spec import ModelSpec
 from planner.stack import Stack
-from planner.table import Table
+from planner.sweeping.fanout import Submits, on_executor, processes
+from planner.sweeping.frame import WRITERS, Frame, Streamed, check_output
+from planner.sweeping.grid import Grid, Unit, make_axes
+from planner.sweeping.parts import Parts, Points
+from planner.sweeping.table import Table
 
 CHUNK = 1 << 17
 """Rows that are computed, and held, at a time."""
@@ -197,11 +197,11 @@ class Sweep(Frame):
     @cached_property
     def _computer(self) -> Computer:
         if self.engine == "traced":
-            from planner.traced_points import Traced
+            from planner.sweeping.traced_points import Traced
 
             make, width = (None, 1) if self.workers is None else self.workers
             return Traced(self.grid, self.simulate, make, width, self._advance)
-        from planner.points import Analytic
+        from planner.sweeping.points import Analytic
 
         return Analytic(self.grid, self.simulate, self._advance)
 
@@ -252,9 +252,9 @@ def sweep(
         executor: Runs traces: anything with the `submit` of `concurrent.futures.Executor`, or a function that makes one, which is called
             again where a worker's death breaks the first.
         jobs: How many processes of this machine run traces.
-        simulate: `auto`: the allocator is run where bounds on what it reserves leave the outcome open (`planner.deciding` says which
-            bounds, and why); the outcome is that of `estimate`. `all`: it is run for every row. `none`: for no row, and the outcome is the
-            outlook of a usual reserve.
+        simulate: `auto`: the allocator is run where bounds on what it reserves leave the outcome open (`planner.sweeping.deciding` says
+            which bounds, and why); the outcome is that of `estimate`. `all`: it is run for every row. `none`: for no row, and the outcome
+            is the outlook of a usual reserve.
         progress: Is told how many rows are done, and of how many.
         axes: Fields of `Recipe`, each one value or several.
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from planner.files import output_path, write_whole
-from planner.pareto import front
 from planner.render.pictured import Pictured
-from planner.table import Array, Table, import_extra, joined
+from planner.sweeping.pareto import front
+from planner.sweeping.table import Array, Table, import_extra, joined
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from planner import api
 from planner.architecture import build_spec
 from planner.device import Device
 from planner.formulas.runtime import cuda_context
-from planner.line import Line
+from planner.solving.line import Line
 from planner.unrolling import unroll_history
 from tests.engines.tiny import GEMMA, GPT2, LLAMA
 

@@ -26,10 +26,10 @@ from planner.allocator import AllocatorSettings
 from planner.device import Device
 from planner.formulas import runtime
 from planner.formulas.blocks import SEGMENT_ROUNDING_BYTES
-from planner.grid import Grid
 from planner.history import WARM_UP_MARGIN
 from planner.job import Job
-from planner.parts import Points
+from planner.sweeping.grid import Grid
+from planner.sweeping.parts import Points
 from planner.units import MIB, ceil_div, round_up
 
 Integers = npt.NDArray[np.int64]

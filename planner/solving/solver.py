@@ -11,9 +11,9 @@ from planner.api import Model
 from planner.device import Device
 from planner.errors import InvalidRecipeError, QplanError, UnknownDeviceError
 from planner.job import Job
-from planner.line import Line
 from planner.recipe import RANGES, make_recipe
-from planner.solution import Frontier, Solution, trained_positions
+from planner.solving.line import Line
+from planner.solving.solution import Frontier, Solution, trained_positions
 from planner.spec import ModelSpec
 from planner.stack import Stack
 
@@ -45,7 +45,7 @@ def solve(
     """
     The largest value of a knob with which a run fits a card; of two knobs, for each value of the first the largest of the second.
 
-    Exactly the value that estimates of every value, one by one, would find (see `planner.line` for why), at the stated multiples.
+    Exactly the value that estimates of every value, one by one, would find (see `planner.solving.line` for why), at the stated multiples.
 
     Args:
         model: As for `estimate`.

@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from planner import verdict as verdicts
-from planner.deciding import OUTCOMES, UNDECIDED, judge
 from planner.device import Device
 from planner.errors import QplanError, UnavailableError
-from planner.fanout import Fanout, Submits
-from planner.grid import Grid, Unit
 from planner.job import Job
 from planner.ledger import Phase
-from planner.parts import Points
-from planner.points import knob_columns
 from planner.spec import ModelSpec
 from planner.stack import Stack
-from planner.table import Column, Table, joined, numbers, texts
+from planner.sweeping.deciding import OUTCOMES, UNDECIDED, judge
+from planner.sweeping.fanout import Fanout, Submits
+from planner.sweeping.grid import Grid, Unit
+from planner.sweeping.parts import Points
+from planner.sweeping.points import knob_columns
+from planner.sweeping.table import Column, Table, joined, numbers, texts
 
 _PHASES = tuple(phase.value for phase in Phase)
 

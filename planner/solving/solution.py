@@ -8,8 +8,8 @@ from typing import Any
 
 from planner import advice
 from planner.job import device_report
-from planner.line import Line, Point
 from planner.report import DeviceReport, Verdict
+from planner.solving.line import Line, Point
 from planner.spec import ModelSpec
 
 SCHEMA_VERSION = 1

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.pareto import front
-from planner.table import Table, numbers, texts
+from planner.sweeping.pareto import front
+from planner.sweeping.table import Table, numbers, texts
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4), st.sampled_from("ab")), max_size=25)
 
