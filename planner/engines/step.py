@@ -281,11 +281,12 @@ class Step:
         """
         Of each layer, what it does: layers of one kind do the same.
 
-        Without a gradient into the embedding the first layer saves less than its siblings, and is a kind of its own.
+        Without a gradient into the embedding the first layer saves less than its siblings, and is a kind of its own. With one its input
+        is a leaf: where no norm comes before the products, autocast keeps its copy of that, and of no other layer's input.
         """
         uniform = self.is_uniform()
         return [
-            (id(layer), i == 0 and not input_needs_grad, () if uniform else self.variants(i))
+            (id(layer), i == 0 and (layer.layout == "post" or not input_needs_grad), () if uniform else self.variants(i))
             for i, layer in enumerate(self.decoder.layers)
         ]
 

@@ -29,6 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": DEEP,
     "gpt2": {**GPT2, "n_layer": 6},
     "gemma2": {**DEEP, "model_type": "gemma2", "head_dim": 32, "num_hidden_layers": 9, "sliding_window": 16},
+    "olmo2": {**DEEP, "model_type": "olmo2"},
     "mixture": {
         **DEEP, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32,
     },
@@ -103,7 +104,7 @@ def live(found: History) -> list[int]:
 
 
 @pytest.mark.parametrize("recipe", ["qlora", "reentrant", "eager", "full"])
-@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize("model", ["llama", "gpt2", "olmo2"])
 def test_peaks_of_the_second_step_are_the_ledgers(model, recipe):
     """Two ways to the same bytes: rows of a few layers, and every event of every layer. Remainders of blocks are the ledger's alone."""
     spec, knobs = planned(MODELS[model], **{"seq_len": 32, **RECIPES[recipe]})
