@@ -18,6 +18,8 @@ for library in ("transformers", "peft", "bitsandbytes", "trl"):
     pytest.importorskip(library)
 
 from tests.engines.measured.runs import MODELS, in_process  # noqa: E402
+from tests.hub_server import Repository, serve  # noqa: E402
+from tests.test_hub import point_library_to  # noqa: E402
 
 PHASES = ("load", "prepare", "forward", "backward", "optimizer_step", "evaluation", "save")
 
@@ -148,3 +150,44 @@ def test_on_a_card(knobs: dict[str, Any]) -> None:
     assert not [note for note in found.notes if "history" in note]
     assert abs(levels.predicted_bytes - levels.measured_bytes) * 100 <= levels.measured_bytes
     assert found.apart.context_bytes is None or found.apart.context_bytes > 0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint as `save_pretrained` writes it."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = transformers.LlamaConfig(**{name: value for name, value in MODELS["llama"].items() if name != "model_type"})
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def test_weights_of_a_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers loads them, and every phase but loading itself is what the trace says."""
+    monkeypatch.setattr("planner.verifying.run_child", in_process)
+    found = verify(str(checkpoint), device="cpu", seq_len=64, steps=1, weights=str(checkpoint), record=False)
+
+    assert found.failure is None
+    assert {row.difference_bytes for row in found.rows if row.phase not in ("load", "prepare")} == {0}
+
+
+def test_weights_of_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child downloads the real checkpoint from the Hub, here one on loopback, by the id that was planned."""
+    from huggingface_hub import constants
+
+    files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    variables = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    with serve() as server:
+        server.repositories["lab/tiny"] = Repository(files)
+        point_library_to(server.endpoint, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name, value in {**variables, "HF_ENDPOINT": server.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        found = verify("lab/tiny", device="cpu", seq_len=64, steps=1, weights="hub", record=False)
+
+    assert any(request.startswith("GET") and request.endswith("/model.safetensors") for request in server.requests), server.requests
+    assert found.failure is None
+    assert {row.difference_bytes for row in found.rows if row.phase not in ("load", "prepare")} == {0}
