@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,26 @@ def test_weights_of_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytes
     assert any(request.startswith("GET") and request.endswith("/model.safetensors") for request in server.requests), server.requests
     assert found.failure is None
     assert {row.difference_bytes for row in found.rows if row.phase not in ("load", "prepare")} == {0}
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    """Two commands at the same time on the same device: each measures its own run, and both records are there."""
+    from planner.records import Store
+
+    model = tmp_path / "config.json"
+    model.write_text(json.dumps(MODELS["llama"]), encoding="utf-8")
+    command = [sys.executable, "-m", "planner", "verify", str(model), "--device", "cpu", "--method", "lora", "--steps", "1", "--json"]
+    environment = {**os.environ, "QPLAN_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([*command, "--seq-len", length], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for length in ("32", "48")
+    ]
+    for done in running:
+        out, error = done.communicate(timeout=300)
+
+        assert done.returncode == 0, error
+        assert {row["difference_bytes"] for row in json.loads(out)["comparison"]} == {0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QPLAN_HOME", str(tmp_path / "home"))
+
+        assert sorted(record.recipe["seq_len"] for record in Store().read().records) == [32, 48]
