@@ -7,22 +7,17 @@ operations, kernels may take scratch that no dispatcher sees: on a card the allo
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
-import bitsandbytes
 import torch
-from bitsandbytes import _ops
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.engines.measured.realness import Check
-from planner.engines.running.blueprint import quiet
+from planner.engines.running.backends import Kernels, load_backend
 from planner.engines.running.books import COPY, Books, Rule, operation
 from planner.engines.running.caches import forget
 from planner.engines.running.synthetic import Slice
@@ -230,25 +225,9 @@ def rules(device: str) -> dict[Any, Rule]:
 
 
 @cache
-def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
-    """The Python kernels of one of bitsandbytes' backends, by operation, from a second copy of its module that is registered nowhere."""
-    kernels: dict[str, Callable[..., Any]] = {}
-
-    def collect(op: str, _: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        def keep(function: Callable[..., Any]) -> Callable[..., Any]:
-            kernels[op] = function
-            return function
-
-        return keep
-
-    path = Path(bitsandbytes.__file__).parent / "backends" / name / "ops.py"
-    spec = importlib.util.spec_from_file_location(f"bitsandbytes.backends.{name}._measured", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with mock.patch.object(_ops, "register_kernel", collect), quiet():
-        spec.loader.exec_module(module)
-    return kernels, module
+def _backend(name: str) -> tuple[Kernels, ModuleType]:
+    """A backend's kernels; once a process."""
+    return load_backend(name, "measured")
 
 
 class _Enter:

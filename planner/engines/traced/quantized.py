@@ -13,16 +13,14 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
-import bitsandbytes
 import torch
 from bitsandbytes import cextension
 
-from planner.engines.running.blueprint import quiet
+from planner.engines.running.backends import Kernels, load_backend
 from planner.engines.running.books import Rule
 from planner.engines.running.caches import cold, forget
 from planner.engines.traced.ghosts import META, Ghost
@@ -49,30 +47,12 @@ def _no_address(_: Any) -> ctypes.c_void_p:
 
 
 @cache
-def _backend(name: str) -> tuple[dict[str, Callable[..., Any]], ModuleType]:
-    """The Python kernels of one of bitsandbytes' backends, by operation, from a copy of its module that is registered nowhere."""
-    kernels: dict[str, Callable[..., Any]] = {}
-
-    def collect(op: str, _: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        def keep(function: Callable[..., Any]) -> Callable[..., Any]:
-            kernels[op] = function
-            return function
-
-        return keep
-
-    from bitsandbytes import _ops
-
-    path = Path(bitsandbytes.__file__).parent / "backends" / name / "ops.py"
-    spec = importlib.util.spec_from_file_location(f"bitsandbytes.backends.{name}._traced", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+def _backend(name: str) -> tuple[Kernels, ModuleType]:
+    """A backend's kernels with nothing behind them; once a process."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_ops, "register_kernel", collect))
         stack.enter_context(mock.patch.object(cextension, "lib", _NoKernels()))
         stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", _NoKernel(), create=True))
-        stack.enter_context(quiet())
-        spec.loader.exec_module(module)
+        kernels, module = load_backend(name, "traced")
     for attribute, value in {
         "lib": _NoKernels(),
         "get_ptr": _no_address,
