@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import model_specs
 from planner.cards import common_devices, find_device, list_devices, local_device
 from planner.config_file import adapter_error, printable, read_config, read_object
 from planner.errors import InvalidConfigError, QplanError, UnknownModelError
+from planner.value import Value
 
 __all__ = [
     "Checkpoint",
@@ -56,8 +56,7 @@ class Checkpoint(NamedTuple):
     size_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class CheckpointSummary:
+class CheckpointSummary(Value):
     """
     One line of the list of bundled checkpoints.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from planner.display import Displayed
 from planner.errors import QplanError
 from planner.ledger import Category
 from planner.report import CardVerdict, Report
+from planner.value import Value
 
 SCHEMA_VERSION = 1
 
@@ -43,8 +43,7 @@ class Row(NamedTuple):
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Comparison(Displayed):
+class Comparison(Value, Displayed):
     """All rows, model by model."""
 
     rows: tuple[Row, ...]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from planner.value import Value
 
 if TYPE_CHECKING:
     from planner.own_values import OwnValues
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(Value):
     """
     One card.
 

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from planner import nvml, stack
@@ -16,14 +15,14 @@ from planner.engines.installed import NEEDED
 from planner.errors import InvalidRecipeError, UnavailableError
 from planner.hardware import Card, Machine, Memory, host_memory
 from planner.recipe import Recipe
+from planner.value import Value, plain
 from planner.verdict import context_of, usable_bytes
 from planner.visible import ORDER, VARIABLE, Seen, Visibility, visible
 
 _STILL = "Every plan still works: qplan estimate MODEL for common cards, --gpu NAME or --gpu SIZE for one."
 
 
-@dataclass(frozen=True)
-class Driver:
+class Driver(Value):
     """
     NVIDIA's driver.
 
@@ -42,8 +41,7 @@ class Driver:
     platform: str
 
 
-@dataclass(frozen=True)
-class VisibleDevice:
+class VisibleDevice(Value):
     """
     A device of CUDA: what a plan for it reckons with.
 
@@ -74,8 +72,7 @@ class VisibleDevice:
     usable_bytes: int | None
 
 
-@dataclass(frozen=True)
-class Visible:
+class Visible(Value):
     """
     What CUDA programs started from here see.
 
@@ -92,8 +89,7 @@ class Visible:
     reason: str
 
 
-@dataclass(frozen=True)
-class Package:
+class Package(Value):
     """
     A library of the stack.
 
@@ -110,8 +106,7 @@ class Package:
     means: str
 
 
-@dataclass(frozen=True)
-class Allocator:
+class Allocator(Value):
     """
     The settings of PyTorch's allocator.
 
@@ -128,8 +123,7 @@ class Allocator:
     problem: str | None
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Value):
     """
     What was found.
 
@@ -157,8 +151,7 @@ class Diagnosis:
 
     def model_dump(self) -> dict[str, Any]:
         """The contract of `qplan doctor --json`: nested dicts, lists, texts and integers; sizes end in `_bytes`."""
-        fields: dict[str, Any] = _plain({"schema_version": 1, **asdict(self)})
-        return fields
+        return {"schema_version": 1, **plain(self._asdict())}
 
 
 def diagnose(environment: Mapping[str, str] | None = None) -> Diagnosis:
@@ -256,10 +249,10 @@ def _allocator(variables: Mapping[str, str]) -> Allocator:
     name = next((name for name in VARIABLES if name in variables), None)
     text = variables[name] if name else ""
     try:
-        given = asdict(AllocatorSettings.parse(text))
+        given = AllocatorSettings.parse(text)._asdict()
     except InvalidRecipeError as error:
         return Allocator(name, text, {}, error.message)
-    usual = asdict(AllocatorSettings())
+    usual = AllocatorSettings()._asdict()
     units = {"max_split_size", "max_non_split_rounding", "large_segment_size"}
     changed = {f"{key}_bytes" if key in units else key: value for key, value in given.items() if value != usual[key]}
     return Allocator(name, text, changed, None)
@@ -322,10 +315,3 @@ def _notes_of(card: Card) -> list[str]:
             turns = f"turns {'on' if then else 'off'} at its next reset"
             notes.append(f"Card {card.index}: {what} {turns}, and the memory that is left changes with it.")
     return notes
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, all the way down."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 from planner.units import KIB
+from planner.value import Value
 
 NO_BYTES = "0 bytes"
 """Why the memory of a card is not known: what was said is nothing."""
@@ -14,8 +15,7 @@ NO_BYTES = "0 bytes"
 _HOST_MEMORY = Path("/proc/meminfo")
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Value):
     """
     Memory of a card, an instance or the host, in bytes.
 
@@ -32,8 +32,7 @@ class Memory:
     reserved_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(Value):
     """
     A process that holds memory of a card.
 
@@ -54,8 +53,7 @@ class Process:
     gpu_instance: int | None
 
 
-@dataclass(frozen=True)
-class Instance:
+class Instance(Value):
     """
     A part of a card in MIG mode, as CUDA sees it.
 
@@ -76,8 +74,7 @@ class Instance:
     compute_instance: int | None
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(Value):
     """
     A card as NVML sees it; None is what it did not answer.
 
@@ -125,8 +122,7 @@ class Card:
         return self.unanswered.get("memory") in ("Not Supported", NO_BYTES) and not self.mig
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(Value):
     """
     What NVML knows of this machine.
 

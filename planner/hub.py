@@ -12,13 +12,13 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from planner.config_file import MAX_CONFIG_BYTES, adapter_error, printable, read_config, read_object
 from planner.errors import HubError, InvalidConfigError, QplanError, UnknownModelError
 from planner.units import MIB
+from planner.value import Value
 
 T = TypeVar("T")
 
@@ -29,8 +29,7 @@ FACTS_TIMEOUT_SECONDS = 3.0
 _LOCAL_WAY_OUT = "or pass a folder or a config.json"
 
 
-@dataclass(frozen=True)
-class RepositoryFacts:
+class RepositoryFacts(Value):
     """
     What the Hub's listing of a repository says; None where it does not say, or could not be asked.
 
@@ -238,9 +237,7 @@ def _explain_silence(library: Any, error: Exception, repo_id: str) -> QplanError
     if "Timeout" in type(error).__name__:
         return _too_slow(repo_id)
     reason = printable(str(error).strip().partition("\n")[0] or type(error).__name__, 120)
-    return HubError(
-        f"{endpoint} cannot be reached for `{repo_id}`: {reason}", hint=f"check the network and HF_ENDPOINT, {_LOCAL_WAY_OUT}"
-    )
+    return HubError(f"{endpoint} cannot be reached for `{repo_id}`: {reason}", hint=f"check the network and HF_ENDPOINT, {_LOCAL_WAY_OUT}")
 
 
 def _explain_missing_config(library: Any, repo_id: str, revision: str | None) -> QplanError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from planner.report import (
 from planner.spec import ModelSpec
 from planner.stack import Stack
 from planner.units import human
+from planner.value import Value
 
 if TYPE_CHECKING:
     from planner.agreement import Agreement
@@ -49,8 +50,7 @@ RECORDS = "records"
 """The folder of the user's data that `planner.records` keeps records in."""
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
+class Job(Value, eq=False):
     """One run to plan: the inputs of an engine but for the card."""
 
     spec: ModelSpec
@@ -83,9 +83,7 @@ class Job:
         from planner.engines.installed import traced_engine
 
         traced = traced_engine(self.stack, self.progress)
-        found: Analysis = traced.analyse(
-            self.spec, self.resolved, self.stack, device, every_layer=self.every_layer, progress=self.progress
-        )
+        found: Analysis = traced.analyse(self.spec, self.resolved, self.stack, device, every_layer=self.every_layer, progress=self.progress)
         return found
 
     def agreement(self, device: Device | None) -> Agreement | None:
@@ -251,9 +249,7 @@ def _unrolled(found: Analysis) -> History:
 
 def phase_reports(ledger: Ledger) -> tuple[PhaseReport, ...]:
     """The peak of every phase."""
-    return tuple(
-        PhaseReport(p.phase.value, p.nbytes, {c.value: size for c, size in p.by_category.items()}) for p in ledger.peaks.values()
-    )
+    return tuple(PhaseReport(p.phase.value, p.nbytes, {c.value: size for c, size in p.by_category.items()}) for p in ledger.peaks.values())
 
 
 def peak_report(ledger: Ledger, hold: Callable[[], Held]) -> PeakReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 
 from planner import api, verifying
@@ -12,6 +12,7 @@ from planner.engines.installed import traced_engine
 from planner.errors import InvalidRecipeError
 from planner.measuring import TIMEOUT_S, Order, Progress, check_timeout, ordered, run_child
 from planner.simulation import Failure
+from planner.value import Value
 from planner.verification import SCHEMA_VERSION, failure_of
 
 STEPS = {"batch_size": 1, "seq_len": 64}
@@ -37,8 +38,7 @@ class Try(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(Value):
     """
     How far it goes, measured and predicted.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from planner.spec import ModelSpec
 from planner.stack import Stack
 from planner.supervision import Ending, Message, supervise
 from planner.units import GIB, KIB, MIB
+from planner.value import Value
 
 if TYPE_CHECKING:
     from planner.device import Device
@@ -35,8 +36,7 @@ WORDS = {
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Value):
     """
     A measurement that was asked for, checked.
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,6 +19,7 @@ from planner.device import Device
 from planner.errors import InvalidOutputError
 from planner.files import write_whole
 from planner.units import GIB, ceil_div
+from planner.value import replace
 
 FOLDER = "cards"
 SCHEMA_VERSION = 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from planner.recipe import Recipe
 from planner.spec import ModelSpec, Module, ModuleKind
 from planner.stack import Behaviours
 from planner.targeting import OLD_EXPERT_NAMES, Targeting, find_targets, leaf, output_embedding, parameter_paths
+from planner.value import Value, replace
 
 # transformers@5.23.0, `_keep_in_fp32_modules` of each family: not quantised, and fp32 where the load dtype is fp16.
 _KEPT_FROM_FP16 = {
@@ -81,8 +81,7 @@ class Adapter(NamedTuple):
         return math.prod(self.a_shape) + math.prod(self.b_shape) + self.magnitude
 
 
-@dataclass(frozen=True)
-class PreparedModule:
+class PreparedModule(Value):
     """
     One row of the module table, or those of its layers that were treated alike.
 
@@ -124,8 +123,7 @@ class PreparedModule:
         return own + self.count * (copied + (self.adapter.numel if self.adapter else 0))
 
 
-@dataclass(frozen=True, eq=False)
-class Preparation:
+class Preparation(Value, eq=False):
     """
     Every module as it stands before the first step, in registration order.
 

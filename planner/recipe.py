@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field
 from operator import index
 from typing import Any, Literal, get_args
 
 from planner.errors import InvalidRecipeError, UnsupportedRecipeError
+from planner.value import Value, plain, replace
 
 Method = Literal["qlora", "lora", "full"]
 Quantization = Literal["nf4", "fp4", "int8", "none"]
@@ -55,8 +56,7 @@ def module_names(text: str) -> str | tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Value, kw_only=True):
     """
     One training run. A field left at None takes what the entry point, the method and the stack give; `stack.resolve` fills them.
 
@@ -64,7 +64,7 @@ class Recipe:
     `prepare_model_for_kbit_training`, r=16 on all linear layers with dropout 0.05, TRL's SFTTrainer with bf16,
     paged_adamw_8bit, gradient checkpointing, one sample of 512 tokens.
 
-    A plain dataclass: a validation library's import and schema would cost a cold start more than the whole estimate does.
+    A plain value: a validation library's import and schema would cost a cold start more than the whole estimate does.
 
     Raises:
         InvalidRecipeError: A knob has a value that it cannot have.
@@ -124,9 +124,7 @@ class Recipe:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices and not (value is None and name in _MAY_BE_NONE):
-                raise InvalidRecipeError(
-                    f"{name} is {_shown(value)}; it must be one of {', '.join(choices)}", hint=_near(value, choices)
-                )
+                raise InvalidRecipeError(f"{name} is {_shown(value)}; it must be one of {', '.join(choices)}", hint=_near(value, choices))
         for name, (low, high) in RANGES.items():
             self._check_integer(name, low, high)
         for name in _SWITCHES:
@@ -152,7 +150,8 @@ class Recipe:
 
     def model_dump(self) -> dict[str, Any]:
         """Every knob by its name, as JSON can hold it."""
-        return {name: _plain(getattr(self, name)) for name in KNOBS}
+        found: dict[str, Any] = plain(self)
+        return found
 
     def model_copy(self, *, update: Mapping[str, Any]) -> Recipe:
         """
@@ -197,13 +196,9 @@ class Recipe:
             elif not isinstance(value, tuple) or not all(isinstance(v, str) and v.strip() for v in value):
                 raise InvalidRecipeError(f"{name} is {_shown(value)}; it must be names of modules")
             elif name == "targets" and not value:
-                raise InvalidRecipeError(
-                    "targets is empty; it must name modules", hint="pass all-linear, or names such as q_proj,v_proj"
-                )
+                raise InvalidRecipeError("targets is empty; it must name modules", hint="pass all-linear, or names such as q_proj,v_proj")
         ranks = self.rank_pattern
-        if not isinstance(ranks, dict) or not all(
-            isinstance(k, str) and type(r) is int and 1 <= r <= 1 << 16 for k, r in ranks.items()
-        ):
+        if not isinstance(ranks, dict) or not all(isinstance(k, str) and type(r) is int and 1 <= r <= 1 << 16 for k, r in ranks.items()):
             raise InvalidRecipeError(f"rank_pattern is {_shown(ranks)}; it must map names of modules to ranks from 1 to 65536")
 
     def _check_together(self) -> None:
@@ -224,10 +219,10 @@ class Recipe:
             )
 
 
-KNOBS: tuple[str, ...] = tuple(f.name for f in fields(Recipe))
+KNOBS: tuple[str, ...] = Recipe._fields
 """The names of all knobs, in the order in which they are declared."""
 
-_MAY_BE_NONE = frozenset(f.name for f in fields(Recipe) if f.default is None)
+_MAY_BE_NONE = frozenset(name for name, default in Recipe._field_defaults.items() if default is None)
 
 
 def make_recipe(**knobs: Any) -> Recipe:
@@ -240,9 +235,7 @@ def make_recipe(**knobs: Any) -> Recipe:
     """
     for name in knobs:
         if name not in KNOBS:
-            raise InvalidRecipeError(
-                f"{name} is no knob of a recipe", hint=_near(name, KNOBS) or f"the knobs are {', '.join(KNOBS)}"
-            )
+            raise InvalidRecipeError(f"{name} is no knob of a recipe", hint=_near(name, KNOBS) or f"the knobs are {', '.join(KNOBS)}")
     return Recipe(**knobs)
 
 
@@ -253,10 +246,6 @@ def _is_number(value: object) -> bool:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, dict) else value
 
 
 def _near(value: object, choices: tuple[str, ...]) -> str | None:

@@ -17,7 +17,6 @@ What counts as fitting is the verdict `fits`: a simulated run with more room tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from planner import advice, api
@@ -29,6 +28,7 @@ from planner.recipe import Recipe, make_recipe
 from planner.report import DeviceReport, Verdict
 from planner.stack import Stack
 from planner.units import gib
+from planner.value import Value
 
 SCHEMA_VERSION = 1
 EFFECTIVE_BATCH = 16
@@ -58,8 +58,7 @@ class Trade(NamedTuple):
         return advice.flags(self.knobs)
 
 
-@dataclass(frozen=True, eq=False)
-class Recommendation:
+class Recommendation(Value, eq=False):
     """
     A whole recipe that fits.
 
@@ -114,8 +113,7 @@ class Recommendation:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class Recommendations:
+class Recommendations(Value, eq=False):
     """
     Recipes for one model on one card, the best first.
 
@@ -270,7 +268,7 @@ class _Search:
         return {"batch_size": 1, "grad_accum": total}
 
     def _recommendation(self, knobs: dict[str, Any], start: dict[str, Any], changes: tuple[advice.Change, ...]) -> Recommendation:
-        named = {name: value for name, value in knobs.items() if name in self.job.asked or value != _DEFAULTS.get(name)}
+        named = {name: value for name, value in knobs.items() if name in self.job.asked or value != Recipe._field_defaults.get(name)}
         planned = Job(self.job.spec, make_recipe(**named), self.job.stack, named)
         verdict = planned.verdict(self.device, explains=False)
         trades = [Trade(change.knobs, self._price(change, start)) for change in changes]
@@ -297,7 +295,7 @@ class _Search:
     def _price(change: advice.Change, start: dict[str, Any]) -> str:
         """A length is halved as often as it takes; the rest costs what advice says."""
         if "seq_len" in change.knobs:
-            return f"samples of {change.knobs['seq_len']:,} tokens, not {start.get('seq_len', _DEFAULTS['seq_len']):,}"
+            return f"samples of {change.knobs['seq_len']:,} tokens, not {start.get('seq_len', Recipe._field_defaults['seq_len']):,}"
         return change.price
 
     def _plan(self, recipe: Recipe) -> advice.Outcome:
@@ -305,6 +303,3 @@ class _Search:
 
     def _resolve(self, recipe: Recipe) -> Recipe:
         return Job(self.job.spec, recipe, self.job.stack).resolved
-
-
-_DEFAULTS = {field.name: field.default for field in fields(Recipe)}

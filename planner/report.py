@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from planner.display import Displayed
 from planner.ledger import Ledger
 from planner.recipe import Recipe
 from planner.stack import Stack
+from planner.value import Value, plain
 
 if TYPE_CHECKING:
     from planner.agreement import Agreement
@@ -62,8 +63,7 @@ class Held(NamedTuple):
     reserved_high_bytes: int
 
 
-@dataclass(frozen=True, eq=False)
-class PeakReport:
+class PeakReport(Value):
     """
     The highest of the phases' peaks, at the three levels that a user can observe.
 
@@ -249,8 +249,7 @@ class Details(NamedTuple):
     find_near: Callable[[], Near | None] = _nothing
 
 
-@dataclass(frozen=True)
-class Report(Displayed):
+class Report(Value, Displayed):
     """
     One estimate. All sizes are integers of bytes.
 
@@ -367,7 +366,7 @@ class Report(Displayed):
 
     def model_dump(self) -> dict[str, Any]:
         """The contract of `--json`: nested dicts, lists, texts and integers."""
-        fields = {name: _plain(getattr(self, name)) for name in _FIELDS}
+        fields = {name: plain(getattr(self, name)) for name in _FIELDS}
         beside = () if self.details is None else (("agreement", self.agreement), ("near_record", self.near))
         return fields | {name: part.model_dump() for name, part in beside if part is not None}
 
@@ -387,14 +386,3 @@ class Report(Displayed):
 _FIELDS = (
     "schema_version", "engine", "model", "recipe", "stack", "phases", "peak", "steady_bytes", "host", "device", "verdict", "warnings",
 )  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it."""
-    if hasattr(value, "_asdict"):
-        return {name: _plain(item) for name, item in value._asdict().items()}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from planner import nvml
 from planner.hardware import Memory
 from planner.units import human
+from planner.value import Value
 from planner.visible import VARIABLE, Seen, visible
 
 INTERVAL_SECONDS = 0.005
@@ -68,8 +69,7 @@ class Other:
     went: bool = False
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(Value):
     """
     What was seen.
 

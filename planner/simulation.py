@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from planner.allocator.program import Ending, run
 from planner.history import WARM_UP_MARGIN, History
 from planner.ledger import Category, Phase
 from planner.unrolling import Unrolled, unroll_events
+from planner.value import replace
 
 
 class Failure(NamedTuple):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Any
 
 from planner.dtypes import DType
+from planner.value import Value
 
 
 class ModuleKind(str, Enum):
@@ -24,8 +24,7 @@ class ModuleKind(str, Enum):
     PARAMETER = "parameter"  # any other bare parameter; the name is the parameter's own
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(Value):
     """
     One row of the module table: a module that owns parameters, once or in every layer of a stack.
 
@@ -87,8 +86,7 @@ class Module:
         return self.name if self.layers is None else self.name.replace("*", str(self.layers[0]), 1)
 
 
-@dataclass(frozen=True)
-class Buffer:
+class Buffer(Value):
     """
     A tensor that a module registers with `register_buffer`.
 
@@ -117,8 +115,7 @@ class Buffer:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, eq=False)
-class ModelSpec:
+class ModelSpec(Value, eq=False):
     """
     Facts about one checkpoint; nothing about memory. Two specs are the same only if they are one object.
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 from planner.dtypes import DType
 from planner.errors import UnknownStackError, UnsupportedRecipeError
 from planner.recipe import FloatName, Loss, Optimizer, Recipe
+from planner.value import Value
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
@@ -24,8 +24,7 @@ _VERSION = re.compile(r"(\d+(?:\.\d+)*)(?:(?:a|b|rc)\d+)?(?:\.post\d+)?(?:\.dev\
 _FLOATS: dict[DType, FloatName] = {DType.BF16: "bf16", DType.FP16: "fp16", DType.FP32: "fp32"}
 
 
-@dataclass(frozen=True)
-class Stack:
+class Stack(Value):
     """
     Versions of the libraries of one environment.
 
@@ -326,9 +325,7 @@ def _refuse_losses(recipe: Recipe, stack: Stack, known: Behaviours) -> None:
         )
     if recipe.loss == "chunked" and not known.has_chunked_loss:
         where = f"TRL {stack.versions['trl']}, before 1.4," if recipe.entry_point == "trl" else "transformers' Trainer"
-        raise UnsupportedRecipeError(
-            f"loss is `chunked` but {where} has no chunked loss", hint="pass --loss full, or --loss liger"
-        )
+        raise UnsupportedRecipeError(f"loss is `chunked` but {where} has no chunked loss", hint="pass --loss full, or --loss liger")
 
 
 def _refuse_unscaling(recipe: Recipe) -> None:

@@ -20,11 +20,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 from planner.errors import UnavailableError
+from planner.value import Value
 
 FD_VARIABLE = "QPLAN_MESSAGES_FD"
 """The variable by which a child knows the pipe for its messages."""
@@ -37,8 +38,7 @@ Message = dict[str, Any]
 How = Literal["finished", "failed", "killed", "timed_out", "over_memory"]
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(Value):
     """
     How a child ended.
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from planner.errors import InvalidRecipeError, UnsupportedRecipeError
 from planner.recipe import Recipe
 from planner.spec import ModelSpec, Module, ModuleKind
 from planner.stack import Behaviours
+from planner.value import Value
 
 ALL_LINEAR = "all-linear"
 HEAD_NAMES = ("lm_head", "embed_out", "output_projection")
@@ -41,8 +42,7 @@ _MAMBA_TYPES = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _MAMBA_REFUSED = ("out_proj", "conv1d")
 
 
-@dataclass(frozen=True)
-class Targeting:
+class Targeting(Value):
     """
     A `LoraConfig`'s choice of modules, ready to be asked about full names.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from planner.allocator import AllocatorSettings, Block, CachingAllocator, OutOfMemory
 from planner.history import History
 from planner.ledger import Category, Phase, Span
+from planner.value import Value
 
 _LAYER = re.compile(r"(?<![^.])\d+(?![^.])")  # a layer's number in a module's path
 
@@ -81,8 +81,7 @@ class _Replayed(NamedTuple):
     failure: tuple[int, OutOfMemory] | None
 
 
-@dataclass(frozen=True, eq=False)
-class Timeline:
+class Timeline(Value, eq=False):
     """
     A stretch of a run, event by event. An event is the birth or the death of one storage; all sizes are bytes.
 

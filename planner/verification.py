@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from planner.records.record import Level, Row
 from planner.report import ModelReport, PhaseReport
 from planner.simulation import Failure
 from planner.units import human
+from planner.value import Value
 
 SCHEMA_VERSION = 1
 _TELLING = 1000
@@ -34,8 +35,7 @@ class Apart(NamedTuple):
     reserve_bytes: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Side:
+class Side(Value, eq=False):
     """
     One of the two sides, measured or predicted: what a report of estimate says, as far as it can be known.
 
@@ -65,8 +65,7 @@ class Side:
         return max(self.phases, key=lambda phase: phase.allocated_peak_bytes)
 
 
-@dataclass(frozen=True, eq=False)
-class Verification(Displayed):
+class Verification(Value, Displayed, eq=False):
     """
     One verification.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from planner import api, stack
@@ -17,6 +16,7 @@ from planner.measuring import TIMEOUT_S, Order, Progress, check_timeout, ordered
 from planner.recipe import Recipe
 from planner.report import ModelReport, PhaseReport
 from planner.spec import ModelSpec
+from planner.value import replace
 from planner.verification import Apart, Side, Verification, failure_of
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
 from planner.hardware import Card, Instance
+from planner.value import Value
 
 VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
@@ -17,8 +17,7 @@ _NUMBER = re.compile(r"[+-]?\d{1,9}", re.ASCII)
 _OLD_MIG = re.compile(r"MIG-(?P<uuid>GPU-[0-9a-f-]+)/(?P<gpu>\d{1,3})/(?P<compute>\d{1,3})", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(Value):
     """
     One device of CUDA.
 
@@ -33,8 +32,7 @@ class Seen:
     instance: Instance | None = None
 
 
-@dataclass(frozen=True)
-class Visibility:
+class Visibility(Value):
     """
     What CUDA programs see.
 

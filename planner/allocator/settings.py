@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from planner.errors import InvalidRecipeError
 from planner.units import MIB, round_up
+from planner.value import Value
 
 BLOCK = 512
 """Every size is a multiple of this (kMinBlockSize)."""
@@ -55,8 +55,7 @@ IGNORED_KEYS = frozenset(
 _PAIR = re.compile(r"([^,:\[\]]+):(\[[^\[\]]*\]|[^,:\[\]]+)(?:,|$)")
 
 
-@dataclass(frozen=True)
-class AllocatorSettings:
+class AllocatorSettings(Value):
     """
     What the allocator is told.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from planner.architecture.blocks import Dims, experts, gated_mlp, head, norms, read_dims, rotary, router
 from planner.architecture.decoder import Decoder, Latent, Moe, NormSpec
@@ -13,12 +12,12 @@ from planner.architecture.routed import shared_expert, with_experts
 from planner.architecture.sections import kinds_of, where
 from planner.architecture.structures import attention_dropout, llama_like
 from planner.architecture.table import Table
+from planner.value import Value
 
 _DSA = "an indexer that picks the keys of latent attention"
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(Value):
     """
     What differs between the models of this layout.
 

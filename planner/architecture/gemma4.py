@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from planner.architecture import gemma4_towers
 from planner.architecture.blocks import Dims, experts, gated_mlp, head, norms, read_dims, refusal, rotary
@@ -11,13 +10,13 @@ from planner.architecture.family import Family
 from planner.architecture.fields import Fields
 from planner.architecture.sections import filled, grouped, kinds_of, shared_head
 from planner.architecture.table import Table
+from planner.value import Value
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _NEEDS = "inputs of their own for each layer, keys and values that layers share, and experts beside the MLP"
 
 
-@dataclass(frozen=True)
-class _Attention:
+class _Attention(Value):
     """What the attention of a layer is built from."""
 
     kind: str

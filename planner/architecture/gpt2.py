@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from planner.architecture.blocks import whole_heads
 from planner.architecture.decoder import Attention, Decoder, Layer, Mlp, NormSpec
 from planner.architecture.family import Family
@@ -11,10 +9,10 @@ from planner.architecture.fields import Fields
 from planner.architecture.table import Table
 from planner.dtypes import DType
 from planner.errors import UnsupportedModelError
+from planner.value import Value
 
 
-@dataclass(frozen=True)
-class _Sizes:
+class _Sizes(Value):
     hidden: int
     layers: int
     head_dim: int

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from planner.cli import completion
 from planner.recipe import CHOICES, RANGES, module_names
+from planner.value import Value
 
 METHOD, PRECISION, STEP, STACK, OUTPUT = "What is trained", "Precision", "The step", "Where it runs", "Output"
 SEARCH = "What is looked for"
 
 
-@dataclass(frozen=True)
-class Knob:
+class Knob(Value):
     """
     One knob of the recipe on the command line.
 
@@ -143,9 +142,7 @@ def _value(knob: Knob, typed: Any) -> Any:
 
 def _parameter(knob: Knob) -> inspect.Parameter:
     if knob.read is None:
-        declared = typer.Option(
-            f"{knob.option}/--no-{knob.option[2:]}", help=knob.help, rich_help_panel=knob.panel, show_default=False
-        )
+        declared = typer.Option(f"{knob.option}/--no-{knob.option[2:]}", help=knob.help, rich_help_panel=knob.panel, show_default=False)
         annotation: Any = Annotated[bool | None, declared]
     else:
         declared = typer.Option(
@@ -188,9 +185,7 @@ Stack = Annotated[
 ]
 Revision = Annotated[
     str | None,
-    typer.Option(
-        "--revision", help="Branch, tag or commit of a Hub id.", metavar="REV", rich_help_panel=STACK, show_default=False
-    ),
+    typer.Option("--revision", help="Branch, tag or commit of a Hub id.", metavar="REV", rich_help_panel=STACK, show_default=False),
 ]
 Engine = Annotated[
     str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,13 @@ from planner.ledger import Ledger
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
 from planner.stack import Behaviours, Reading
+from planner.value import Value
 
 if TYPE_CHECKING:
     from planner.history import History
 
 
-@dataclass(frozen=True, eq=False)
-class Analysis:
+class Analysis(Value, eq=False):
     """
     What an engine found.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from planner.architecture import Fields, family_of
@@ -30,6 +30,7 @@ from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.spec import ModelSpec
 from planner.stack import Behaviours, Stack, behaviours
+from planner.value import Value
 
 if TYPE_CHECKING:
     from planner.engines.reading import Pace
@@ -124,8 +125,7 @@ class _Recent(Generic[_K, _V]):
         return self.answers[key]
 
 
-@dataclass(frozen=True, eq=False)
-class _Foundation:
+class _Foundation(Value, eq=False):
     """What depends neither on the batch nor on the card, and the steps that were planned on it."""
 
     known: Behaviours
@@ -151,9 +151,7 @@ _loadings: _Recent[tuple[object, ...], Loading] = _Recent(16)
 def _values(recipe: Recipe, leave_out: frozenset[str] = frozenset()) -> tuple[object, ...]:
     """A recipe's knobs as a key."""
     return tuple(
-        tuple(value.items()) if isinstance(value, dict) else value
-        for name, value in recipe.__dict__.items()
-        if name not in leave_out
+        tuple(value.items()) if isinstance(value, dict) else value for name, value in recipe.__dict__.items() if name not in leave_out
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from transformers import TrainerCallback
@@ -19,6 +18,7 @@ from planner.ledger import Phase
 from planner.render import terminal
 from planner.render.watched import lines, plan_lines
 from planner.stack import resolve
+from planner.value import replace
 
 if TYPE_CHECKING:
     from planner.recipe import Recipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from planner.errors import InvalidRecipeError, UnsupportedRecipeError
 from planner.recipe import CHOICES, Recipe, make_recipe
 from planner.spec import ModelSpec
 from planner.stack import Stack
+from planner.value import Value
 
 MOST_SAMPLES = 10_000
 """How many samples are looked at for the longest one."""
@@ -24,8 +24,7 @@ _OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit
 _CLASSES = {"adamw": "AdamW", "lion": "Lion", "sgd": "SGD", "adafactor": "Adafactor"}
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Value):
     """
     What a trainer is about to run.
 

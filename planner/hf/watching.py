@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from planner import own_values
@@ -13,6 +12,7 @@ from planner.keeping import measured_with
 from planner.ledger import Category, Phase
 from planner.records.record import Level, Row
 from planner.units import MIB
+from planner.value import replace
 
 if TYPE_CHECKING:
     from planner.device import Device

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from planner.errors import InvalidRecordError, QplanError
 from planner.ledger import Category, Phase
 from planner.recipe import KNOBS, Recipe, make_recipe
 from planner.stack import PACKAGES, Stack
+from planner.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,8 +84,7 @@ class Level(NamedTuple):
     predicted_bytes: int
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(Value):
     """
     One verification.
 

@@ -11,7 +11,6 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +19,7 @@ from planner.errors import InvalidOutputError, InvalidRecordError
 from planner.files import write_whole
 from planner.records.record import SCHEMA_VERSION, OtherVersionError, Record
 from planner.units import MIB
+from planner.value import Value
 
 FOLDER = "records"
 ASIDE = "damaged"
@@ -33,8 +33,7 @@ _ABANDONED_SECONDS = 3600
 """A part of a file that is older was left behind by a process that was killed."""
 
 
-@dataclass(frozen=True)
-class Damaged:
+class Damaged(Value):
     """A file that is no record: its name, why, and where it is now (None: where it was)."""
 
     name: str
@@ -42,8 +41,7 @@ class Damaged:
     moved_to: str | None = None
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(Value):
     """The records, oldest first, and what was found beside them."""
 
     records: tuple[Record, ...]

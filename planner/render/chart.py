@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from planner.errors import InvalidOutputError, MissingExtraError
 from planner.files import output_path, write_whole
+from planner.value import Value
 
 _LIBRARY = {False: "matplotlib", True: "plotly"}
 _STATIC, _INTERACTIVE = (".png", ".svg"), (".html",)
 _DPI = 110
 
 
-@dataclass(frozen=True, eq=False)
-class Chart:
+class Chart(Value, eq=False):
     """
     A chart.
 

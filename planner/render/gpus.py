@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from planner.device import Device
 from planner.render.estimate import OUTCOMES, gib
 from planner.render.terminal import Terminal, wrap
 from planner.report import CardVerdict
+from planner.value import plain
 
 
 def lines(cards: Sequence[Device], verdicts: Sequence[CardVerdict] | None, terminal: Terminal) -> list[str]:
@@ -27,7 +27,7 @@ def lines(cards: Sequence[Device], verdicts: Sequence[CardVerdict] | None, termi
 def as_json(cards: Sequence[Device], verdicts: Sequence[CardVerdict] | None) -> str:
     """The contract of `qplan gpus --json`: sizes in bytes; a verdict beside each card where a model was named."""
     if verdicts is None:
-        found = [{**asdict(card), "compute_capability": list(card.compute_capability)} for card in cards]
+        found = [plain(card) for card in cards]
     else:
         found = [{"device": card.device._asdict(), "verdict": card.verdict._asdict()} for card in verdicts]
     return json.dumps({"schema_version": 1, "gpus": found}, indent=2)

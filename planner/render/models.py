@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from planner.render.estimate import count
@@ -33,4 +32,4 @@ def lines(models: Sequence[CheckpointSummary], terminal: Terminal) -> list[str]:
 
 def as_json(models: Sequence[CheckpointSummary]) -> str:
     """The contract of `qplan models --json`."""
-    return json.dumps({"schema_version": 1, "models": [asdict(model) for model in models]}, indent=2)
+    return json.dumps({"schema_version": 1, "models": [model._asdict() for model in models]}, indent=2)

@@ -8,8 +8,9 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TextIO
+
+from planner.value import Value
 
 MIN_WIDTH, MAX_WIDTH = 80, 120
 
@@ -29,8 +30,7 @@ _GLYPHS = {True: "█▓▒░▚▞▖", False: "#=+-:o."}
 _HUES = ("blue", "cyan", "magenta", "yellow", "green", "red", "white")
 
 
-@dataclass(frozen=True)
-class Terminal:
+class Terminal(Value):
     """
     What can be shown.
 

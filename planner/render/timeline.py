@@ -30,7 +30,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,12 @@ from planner.files import output_path, write_whole
 from planner.ledger import Phase
 from planner.report import Report
 from planner.timeline import Timeline, record
+from planner.value import Value
 
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True, eq=False)
-class Picture:
+class Picture(Value, eq=False):
     """
     A timeline with what is written over it; a notebook shows it as it is.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from planner.errors import InvalidRecipeError, UnsupportedRecipeError
 from planner.recipe import KNOBS, RANGES, Recipe, make_recipe
 from planner.spec import ModelSpec
 from planner.stack import Stack
+from planner.value import Value
 
 _TUPLES = ("targets", "modules_to_save")
 """Knobs that are tuples of names themselves."""
@@ -51,8 +51,7 @@ class Unit(NamedTuple):
         return self.end - self.begin
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
+class Grid(Value, eq=False):
     """
     Every combination of models, cards and knobs: the model changes slowest, then the card, then the axes, the first of them slowest.
 

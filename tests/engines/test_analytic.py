@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from planner.architecture import build_spec, family_of
@@ -14,6 +12,7 @@ from planner.errors import UnsupportedModelError
 from planner.ledger import Category, Phase
 from planner.stack import LATEST
 from planner.units import GIB
+from planner.value import replace
 from tests.engines.tiny import LLAMA, MODELS, analysed, planned
 
 

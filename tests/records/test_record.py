@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -14,6 +13,7 @@ from planner.errors import InvalidRecordError
 from planner.records import WHITELIST, Record
 from planner.stack import LATEST
 from planner.units import GIB
+from planner.value import replace
 from tests.records.sample import A100, CONFIG, sample
 
 

@@ -83,7 +83,7 @@ def test_ascii_is_enough():
 def test_long_names_and_hostile_ones_stay_inside_the_line():
     """A path longer than the line is cut; control characters are escaped."""
     spec = api.find_spec(TINY, None)
-    from dataclasses import replace
+    from planner.value import replace
 
     report = api.estimate(replace(spec, id="/models/" + "deep/" * 40 + "\x1b[2Jmodel"), gpu="t4")
     lines = screen.lines(report, Terminal(), explain=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from planner.ledger import Allocation, Category, Ledger, Phase, Span
@@ -13,6 +12,7 @@ from planner.render.terminal import Terminal
 from planner.report import ModelReport, PhaseReport
 from planner.simulation import Failure
 from planner.units import MIB
+from planner.value import replace
 from planner.verification import Apart, Side, Verification
 
 RECIPE = {"batch_size": 1, "seq_len": 64, "method": "lora", "optim": "adamw_torch"}

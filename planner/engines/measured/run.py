@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +20,13 @@ from planner.history import History
 from planner.recipe import Recipe, make_recipe
 from planner.spec import ModelSpec
 from planner.stack import behaviours, detect
+from planner.value import Value
 
 Tell = Callable[[Mapping[str, Any]], None]
 """Is told what happens, as it does: `{"stage": ...}`, `{"phase": ..., "begins": ...}`."""
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Value):
     """
     What to measure.
 
@@ -58,8 +57,7 @@ class Order:
         return cls(spec, make_recipe(**job["recipe"]), **more)
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(Value):
     """
     What was measured on the CPU.
 
@@ -132,4 +130,3 @@ def stand(order: Order, blueprint: Blueprint, tracker: Tracker, stack: ExitStack
         layers = building.base.get_submodule(blueprint.instances.path)
         stack.enter_context(blueprint.instances.watched(layers, tracker))
     return building, Training(building, order.recipe, known, tracker, blueprint.instances)
-

@@ -6,7 +6,6 @@ import gc
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -26,14 +25,14 @@ from planner.history import History
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
 from planner.stack import Stack, behaviours
+from planner.value import Value
 
 DEFAULT_CAPABILITY = (8, 0)
 ENDLESS = 1 << 50
 """Bytes of a card that nothing fills: what a trace loads on, so that no library makes its plans by the card's size."""
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Value, eq=False):
     """
     What a trace saw.
 
@@ -124,8 +123,7 @@ def _refusals(spec: ModelSpec) -> Iterator[None]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         words = str(error).strip().splitlines()
         raise UnsupportedModelError(
-            f"{spec.id} stops in {Path(frame.filename).name}:{frame.lineno} with {type(error).__name__}: "
-            f"{words[0] if words else error!r}",
+            f"{spec.id} stops in {Path(frame.filename).name}:{frame.lineno} with {type(error).__name__}: {words[0] if words else error!r}",
             hint="a real run of the installed libraries would stop there too: change --targets, --attn or --loss, or their versions",
         ) from error
 

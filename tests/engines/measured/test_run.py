@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from planner.ledger import Category, Ledger, Phase
 from planner.preparation import prepare
 from planner.stack import behaviours
 from planner.units import round_up
+from planner.value import replace
 from tests.engines.measured.runs import MODELS, books, measured, planned, traced
 from tests.engines.traced.runs import installed
 
