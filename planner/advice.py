@@ -290,10 +290,10 @@ def next_command(report: Report, *, explained: bool = False) -> str:
     if report.verdict is not None and report.verdict.outcome == "fits":
         again = command("estimate", model, known.asked, known.options) + " --explain"
         return command("gpus", model, known.asked, _for_gpus(others)) if explained else again
-    cards = report.outlook if report.device is None else ()
-    smallest = next((card for card in cards if card.verdict.outcome == "fits"), None)
+    cards = report.outcomes if report.device is None else ()
+    smallest = next((card for card in cards if card.outcome == "fits"), None)
     if smallest is not None:
-        return command("estimate", model, known.asked, {**others, "gpu": typed_name(smallest.device.name)})
+        return command("estimate", model, known.asked, {**others, "gpu": typed_name(smallest.name)})
     found = known.make_it_fit()
     if found is not None:
         knobs, card = found

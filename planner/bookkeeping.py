@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.allocator import AllocatorSettings, Block, CachingAllocator
 from planner.history import History
-from planner.ledger import Ledger, Phase, Rows, Span
+from planner.ledger import Category, Ledger, Phase, Rows, Span
 
 
 def keep_books(engine: str, history: History, settings: AllocatorSettings | None = None) -> Ledger:
@@ -43,8 +43,17 @@ def keep_books(engine: str, history: History, settings: AllocatorSettings | None
 
 def steady_bytes(ledger: Ledger) -> int:
     """What stays allocated after the last optimizer step."""
-    last = max(span.end for span in ledger.timeline if span.phase is Phase.OPTIMIZER_STEP)
-    return ledger.curve[last - 1]
+    return ledger.curve[_last_step(ledger)]
+
+
+def resting_bytes(ledger: Ledger) -> int:
+    """What of that stays whatever the card: all but cuBLAS's workspaces."""
+    step = _last_step(ledger)
+    return ledger.curve[step] - ledger.by_category(step).get(Category.WORKSPACE, 0)
+
+
+def _last_step(ledger: Ledger) -> int:
+    return max(span.end for span in ledger.timeline if span.phase is Phase.OPTIMIZER_STEP) - 1
 
 
 def keep_exact_books(engine: str, history: History) -> Ledger:

@@ -56,6 +56,7 @@ class History:
         warm_up: The storage by which transformers has the whole checkpoint's size cached before it loads, if any: on a card it is no
             larger than the card less `WARM_UP_MARGIN`.
         layers: How many layers one instance has.
+        workspaces: The storages that are cuBLAS's workspaces, which the card decides on.
         shape: The history that it shares everything with but the sizes, if any.
         unrolled: What `planner.unrolling` made of it; once that is there, nothing is written any more.
     """
@@ -71,12 +72,22 @@ class History:
     repeat: int = 0
     layers: int = 1
     warm_up: int | None = None
+    workspaces: list[int] = field(default_factory=list)
     shape: History | None = field(default=None, repr=False)
     unrolled: Any = field(default=None, init=False, repr=False)
 
     def with_sizes(self, sizes: list[int]) -> History:
         """The same storages in other sizes."""
         return replace(self, sizes=sizes, shape=self.shape or self)
+
+    def with_workspaces(self, nbytes: int) -> History:
+        """The same on a card where cuBLAS takes so much for each."""
+        if all(self.sizes[index] == nbytes for index in self.workspaces):
+            return self
+        sizes = list(self.sizes)
+        for index in self.workspaces:
+            sizes[index] = nbytes
+        return self.with_sizes(sizes)
 
     def add(self, nbytes: int, name: str, category: Category, scope: str = "", owner: int | None = None) -> int:
         """A storage's birth; returns its index."""
@@ -103,7 +114,7 @@ class History:
 
     def model_dump(self) -> dict[str, Any]:
         """Every column as JSON can hold it."""
-        found = {name: list(getattr(self, name)) for name in ("sizes", "names", "scopes", "owners", "events", "flushes")}
+        found = {name: list(getattr(self, name)) for name in ("sizes", "names", "scopes", "owners", "events", "flushes", "workspaces")}
         return {
             **found,
             "categories": [category.value for category in self.categories],

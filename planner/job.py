@@ -20,6 +20,7 @@ from planner.errors import QplanError
 from planner.ledger import Ledger
 from planner.recipe import Recipe
 from planner.report import (
+    CardOutcome,
     CardVerdict,
     Details,
     DeviceReport,
@@ -27,6 +28,7 @@ from planner.report import (
     Held,
     HostReport,
     ModelReport,
+    Outcome,
     PeakReport,
     PhaseReport,
     Report,
@@ -148,14 +150,15 @@ class Job(Value, eq=False):
         """The verdict of each card, the smallest first."""
         return tuple(CardVerdict(device_report(card), self.verdict(card, explains=False)) for card in _by_size(cards))
 
-    def look_out(self, cards: Sequence[Device]) -> tuple[CardVerdict, ...]:
-        """What to expect of each card, the smallest first."""
-        found = []
-        for card in _by_size(cards):
-            ledger = self.analysis(card).ledger
-            phase, nbytes = ledger.high
-            found.append(CardVerdict(device_report(card), verdicts_.outlook(nbytes, card, phase.value, ledger.engine)))
-        return tuple(found)
+    def outcomes(self, cards: Sequence[Device]) -> tuple[CardOutcome, ...]:
+        """The outcome of each card, the smallest first."""
+        return tuple(CardOutcome(card.name, verdicts_.budget_bytes(card), self.outcome_on(card)) for card in _by_size(cards))
+
+    def outcome_on(self, device: Device) -> Outcome:
+        """The verdict's outcome; where what rests on any card is more than this one has, without a run."""
+        if self.analysis(None).resting_bytes > verdicts_.usable_bytes(device):
+            return "does_not_fit"
+        return verdicts_.outcome_of(self.simulations(device), device, self.analysis(device).ledger.engine)
 
     def suggest(self, device: Device | None) -> tuple[Suggestion, ...]:
         """Changed recipes, planned again: in closed form, whatever the engine."""
@@ -219,7 +222,7 @@ class Job(Value, eq=False):
             ledger=found.ledger,
             find_traps=lambda: self._traps(found, device),
             stack=self.stack,
-            look_out=lambda: self.look_out(catalog.common_devices()),
+            find_outcomes=lambda: self.outcomes(catalog.common_devices()),
             judge_cards=lambda: self.judge(catalog.common_devices()),
             suggest=lambda: self.suggest(device),
             make_it_fit=lambda: self.make_it_fit(device),

@@ -175,6 +175,19 @@ class CardVerdict(NamedTuple):
     verdict: Verdict
 
 
+class CardOutcome(NamedTuple):
+    """One card, what it gives to one process, and whether the run fits: a verdict without its figures."""
+
+    name: str
+    budget_bytes: int
+    outcome: Outcome
+
+    @property
+    def fits(self) -> bool:
+        """Whether it runs; a tight fit counts."""
+        return self.outcome != "does_not_fit"
+
+
 class Suggestion(NamedTuple):
     """
     A change of the recipe that was planned again, and what it gave.
@@ -217,7 +230,7 @@ class Details(NamedTuple):
         published_parameters: The count that was published, where one is known.
         ledger: Every allocation, with its lifetime.
         find_traps: Finds memory that the recipe costs without saying so; called once, when somebody asks.
-        look_out: Gives what to expect of every common card, without a simulation; called once, when somebody asks.
+        find_outcomes: Gives the outcome of every common card; called once, when somebody asks.
         judge_cards: Gives the verdict of every common card; called once, when somebody asks.
         suggest: Plans the changed recipes; called once, when somebody asks.
         make_it_fit: Finds the knobs to change so that the card (else the largest common one) takes the run, and the card's name;
@@ -237,7 +250,7 @@ class Details(NamedTuple):
     published_parameters: int | None
     ledger: Ledger
     find_traps: Callable[[], tuple[Finding, ...]]
-    look_out: Callable[[], tuple[CardVerdict, ...]]
+    find_outcomes: Callable[[], tuple[CardOutcome, ...]]
     judge_cards: Callable[[], tuple[CardVerdict, ...]]
     suggest: Callable[[], tuple[Suggestion, ...]]
     make_it_fit: Callable[[], tuple[dict[str, Any], str] | None]
@@ -294,11 +307,11 @@ class Report(Value, Displayed):
         return self._known.judge_cards()
 
     @cached_property
-    def outlook(self) -> tuple[CardVerdict, ...]:
-        """
-        What to expect of every common card, smallest first: by a usual reserve, in no time. `verdicts` simulates each.
-        """
-        return self._known.look_out()
+    def outcomes(self) -> tuple[CardOutcome, ...]:
+        """Whether it fits the card, or each common card where none was named, smallest card first: `verdicts` without their figures."""
+        if self.device is not None and self.verdict is not None:
+            return (CardOutcome(self.device.name, self.verdict.budget_bytes, self.verdict.outcome),)
+        return self._known.find_outcomes()
 
     @cached_property
     def suggestions(self) -> tuple[Suggestion, ...]:
@@ -359,10 +372,10 @@ class Report(Value, Displayed):
 
     @property
     def fits(self) -> bool:
-        """Whether it runs on the card; where none was named, whether at least one common card is expected to take it (`outlook`)."""
+        """Whether it runs on the card; where none was named, whether at least one common card takes it."""
         if self.verdict is not None:
             return self.verdict.fits
-        return any(card.verdict.fits for card in self.outlook)
+        return any(card.fits for card in self.outcomes)
 
     def model_dump(self) -> dict[str, Any]:
         """The contract of `--json`: nested dicts, lists, texts and integers."""

@@ -13,7 +13,7 @@ from planner.device import Device
 from planner.engines.installed import traced_engine
 from planner.errors import InvalidRecipeError
 from planner.recipe import Recipe
-from planner.report import CardVerdict, Details, HostReport, ModelReport, Report, Verdict
+from planner.report import CardOutcome, CardVerdict, Details, HostReport, ModelReport, Report, Verdict
 from planner.simulation import Simulation
 from planner.stack import detect
 
@@ -84,6 +84,12 @@ def _report(found: Custom, device: Device | None) -> Report:
     def judge(card: Device) -> Verdict:
         return verdicts.judge([simulation], card, peak.phase.value, "traced")
 
+    def find_outcomes() -> tuple[CardOutcome, ...]:
+        return tuple(
+            CardOutcome(card.name, verdicts.budget_bytes(card), verdicts.outcome_of([simulation], card, "traced"))
+            for card in catalog.common_devices()
+        )
+
     def judge_cards() -> tuple[CardVerdict, ...]:
         return tuple(CardVerdict(job.device_report(card), judge(card)) for card in catalog.common_devices())
 
@@ -107,7 +113,7 @@ def _report(found: Custom, device: Device | None) -> Report:
             published_parameters=None,
             ledger=ledger,
             find_traps=tuple,
-            look_out=judge_cards,
+            find_outcomes=find_outcomes,
             judge_cards=judge_cards,
             suggest=tuple,
             make_it_fit=lambda: None,

@@ -7,9 +7,9 @@ What an allocator does hangs on every single event and on their order, so nothin
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from planner.allocator.program import Part, Program, extend, pack
@@ -106,6 +106,21 @@ def _passes(history: History) -> dict[int, _Pass]:
 _LAST = 2
 
 
+class _Deed(NamedTuple):
+    """
+    What one event of an instance does.
+
+    Attributes:
+        shift: How many instances before or after the acting one the storage belongs to; None for what belongs to none of these.
+        part: The storage's role; where it belongs to none, the storage.
+        is_birth: Whether it is born, or dies.
+    """
+
+    shift: int | None
+    part: int
+    is_birth: bool
+
+
 class Unrolled:
     """
     The events of every instance.
@@ -130,6 +145,8 @@ class Unrolled:
         self.passes = _passes(history)
         self.twins = self._find_twins()  # of each storage of the last instance: the second's that plays its part
         self.lasts = {second: last for last, second in self.twins.items()}
+        self.last = [self.lasts.get(i, i) for i in self.second]
+        self.firsts: dict[int, int] = {}  # of the first instance, by role, those that the second frees
         self._run()
         self.program = Program(self.parts, self.flushes)
 
@@ -170,6 +187,7 @@ class Unrolled:
         """The history of all instances."""
         h = self.history
         out = History(list(self.sizes), list(h.names), list(h.scopes), list(h.categories), layers=h.layers, warm_up=h.warm_up)
+        out.workspaces = h.workspaces
         out.events, out.stretches, out.flushes = list(self.events), self.stretches, self.flushes
         out.owners = [self.end if owner == _LAST else owner for owner in h.owners]
         names, categories = [h.names[i] for i in self.second], [h.categories[i] for i in self.second]
@@ -205,18 +223,19 @@ class Unrolled:
 
     def _check_deaths(self) -> None:
         """No storage dies twice: neither once and again, nor while instances in turn free theirs."""
-        once = [~event for part in self.parts if part.count == 1 for event in part.events if event < 0]
         width, base = len(self.second), len(self.owners)
+        once = [~event for part in self.parts if part.count == 1 for event in part.events if event < 0]
         turns: dict[int, list[tuple[int, int]]] = {}  # by role: the first and the last storage
         for events, count, shift in self.parts:
             if count > 1:
-                for event in events:
-                    if event < 0:
-                        ends = (~event, ~event + (count - 1) * shift)
-                        turns.setdefault((~event - base) % width, []).append((min(ends), max(ends)))
-        runs = [sorted(found) for found in turns.values()]
-        again = len(set(once)) < len(once) or any(a[1] >= b[0] for run in runs for a, b in pairwise(run))
-        if again or any(low <= i <= high for i in once if i >= base for low, high in turns.get((i - base) % width, ())):
+                far = (count - 1) * shift
+                low, high = min(far, 0), max(far, 0)
+                for storage in [~event for event in events if event < 0]:
+                    turns.setdefault((storage - base) % width, []).append((storage + low, storage + high))
+        again = len(set(once)) < len(once)
+        again = again or any(a[1] >= b[0] for run in turns.values() if len(run) > 1 for a, b in pairwise(sorted(run)))
+        copies = [i for i in once if i >= base and (i - base) % width in turns]
+        if again or any(low <= i <= high for i in copies for low, high in turns[(i - base) % width]):
             raise NotRepeatable("a storage would be freed twice")
 
     def _put(self, events: Sequence[int], count: int = 1, shift: int = 0) -> None:
@@ -226,14 +245,6 @@ class Unrolled:
         else:
             self.parts.append(Part(list(events), count, shift))
         self.length += len(events) * count
-
-    def _instance(self, second: int, number: int) -> int:
-        """The storage of another instance that plays the part of one of the second's."""
-        if number == 1:
-            return second
-        if number == self.end:
-            return self.lasts[second]
-        return len(self.owners) + (number - 2) * len(self.second) + self.roles[second]
 
     def _find_twins(self) -> dict[int, int]:
         inside: set[int] = set()
@@ -260,40 +271,36 @@ class Unrolled:
         self._put(events, len(numbers), shift)
 
     def _forward(self, found: _Pass) -> None:
-        first, end = _births(found.first), self.end
-        firsts = dict(zip(first, _births(found.second), strict=False))
+        firsts = dict(zip(_births(found.first), _births(found.second), strict=False))
         after = found.second[len(found.second) - found.after_second :]
+        last, between = self._template(found.last, {1: -1, _LAST: 0}), self._template(after, {0: -1, 1: 0}, firsts)
         self._emit(found.phase, [0], found.first)
         self._emit(found.phase, [1], found.second)
-
-        def copy(number: int) -> list[int]:
-            return self._as(number, found.last, {1: -1, _LAST: 0}) + self._as(number, after, {0: -1, 1: 0}, firsts)
-
-        self._copies(found.phase, range(2, end), copy)
-        self._emit(found.phase, [end], self._as(end, found.last, {1: -1, _LAST: 0}))
+        self._copies(found.phase, range(2, self.end), last + between)
+        self._emit(found.phase, [self.end], self._as(self.end, last))
 
     def _backward(self, found: _Pass) -> None:
-        end = self.end
         firsts = self._freed_before(found)
-        self._emit(found.phase, [end], self._as(end, found.last, {1: -1, _LAST: 0}))
-        self._copies(found.phase, range(end - 1, 0, -1), lambda number: self._as(number, found.second, {0: -1, 1: 0, _LAST: 1}, firsts))
+        last, second = self._template(found.last, {1: -1, _LAST: 0}), self._template(found.second, {0: -1, 1: 0, _LAST: 1}, firsts)
+        self._emit(found.phase, [self.end], self._as(self.end, last))
+        self._copies(found.phase, range(self.end - 1, 1, -1), second)
+        self._emit(found.phase, [1], self._as(1, second))
         self._emit(found.phase, [0], found.first)
 
-    def _copies(self, phase: Phase, numbers: range, make: Callable[[int], list[int]]) -> None:
+    def _copies(self, phase: Phase, numbers: range, template: list[_Deed]) -> None:
         """
         The instances between, one after the other. Away from the ends each does what the one before it did, to storages that lie as far
         apart as instances do.
         """
         shift = numbers.step * len(self.second)
-        ends = (1, 2, 3, self.end - 2, self.end - 1)  # with a neighbour among the instances that are there
+        ends = (2, 3, self.end - 2, self.end - 1)  # with a neighbour among the instances that are there
         far = [number for number in numbers if number not in ends]
-        events: list[int] = []
+        template = self._of_neighbours(template)
         for number in numbers:
             if number in ends:
-                events = make(number)
-                self._emit(phase, [number], events)
+                self._emit(phase, [number], self._as(number, template))
             elif number == far[0]:
-                self._emit(phase, far, [e + shift if e >= 0 else e - shift for e in events], shift)
+                self._emit(phase, far, self._as(number, template), shift)
 
     def _freed_before(self, found: _Pass) -> dict[int, int]:
         """Of the first's storages that the second's backward frees: the second's that the last's frees at the same point."""
@@ -304,62 +311,69 @@ class Unrolled:
             raise NotRepeatable("the second and the last instance free different storages of the one before")
         return dict(zip(taken, theirs, strict=True))
 
-    def _as(self, number: int, events: list[int], shifts: dict[int, int], firsts: dict[int, int] | None = None) -> list[int]:
+    def _template(self, events: list[int], shifts: dict[int, int], firsts: dict[int, int] | None = None) -> list[_Deed]:
         """
-        Events of the second or the last as another instance does them.
+        Events of the second or the last as any instance does them.
 
         Args:
-            number: Which.
-            events: Whose template.
-            shifts: By owner, how many instances before or after the acting one a storage belongs to; others may not be touched, except
-                by the instance that really is there.
+            events: Theirs.
+            shifts: By owner, how many instances before or after the acting one a storage belongs to.
             firsts: Of the first's storages, the second's that plays the part.
         """
-        table: dict[int, int] = {}
-        if number not in (1, self.end):  # what belongs to nobody happens once: a workspace that is taken in the first product
-            events = [e for e in events if e < 0 or self.owners[e] is not None]
+        owners, twins, roles = self.owners, self.twins, self.roles
+        parts: dict[int, tuple[int | None, int]] = {}
         for storage in {e if e >= 0 else ~e for e in events}:
-            owner = self.owners[storage]
-            if owner is None or owner not in shifts:
-                if number not in (1, self.end):
-                    raise NotRepeatable(f"an instance frees {self.history.names[storage]}, which belongs to no neighbour")
-                target = storage
-            elif number == 1 and owner == 0:
-                target = storage
-            else:
-                second = self.twins[storage] if owner == _LAST else storage if owner == 1 else (firsts or {}).get(storage)
-                if second is None:
-                    raise NotRepeatable("the first instance makes other storages than the second")
-                target = self._instance(second, number + shifts[owner])
-            table[storage], table[~storage] = target, ~target
-        return [table[e] for e in events]
+            owner = owners[storage]
+            shift = None if owner is None else shifts.get(owner)
+            if shift is None:
+                parts[storage] = None, storage
+                continue
+            second = twins[storage] if owner == _LAST else storage if owner == 1 else (firsts or {}).get(storage)
+            if second is None:
+                raise NotRepeatable("the first instance makes other storages than the second")
+            parts[storage] = shift, roles[second]
+            if owner == 0:
+                self.firsts[roles[second]] = storage
+        return [_Deed(*parts[e], is_birth=True) if e >= 0 else _Deed(*parts[~e], is_birth=False) for e in events]
+
+    def _of_neighbours(self, template: list[_Deed]) -> list[_Deed]:
+        """What an instance between does to its own storages and its neighbours': what belongs to nobody is born once, and not here."""
+        for shift, storage, is_birth in template:
+            if shift is None and not (is_birth and self.owners[storage] is None):
+                raise NotRepeatable(f"an instance frees {self.history.names[storage]}, which belongs to no neighbour")
+        return [deed for deed in template if deed.shift is not None]
+
+    def _as(self, number: int, template: list[_Deed]) -> list[int]:
+        """The events of a template as one instance does them."""
+        near = {shift: self._storages(number + shift) for shift in (-1, 0, 1)}
+        storages = [part if shift is None else near[shift][part] for shift, part, _ in template]
+        return [storage if deed.is_birth else ~storage for storage, deed in zip(storages, template, strict=True)]
+
+    def _storages(self, number: int) -> Mapping[int, int] | Sequence[int]:
+        """The storages of an instance by their roles; of the first, those that were asked for."""
+        if number in (1, self.end):
+            return self.second if number == 1 else self.last
+        begin = len(self.owners) + (number - 2) * len(self.second)
+        return self.firsts if number == 0 else range(begin, begin + len(self.second))
 
     def _outside(self, stretch: Stretch) -> None:
         """What happens to storages of the second happens to those of each copy: run of events by run."""
         h, roles = self.history, self.roles
-        begin = self.length
-        run: list[int] = []
-        flushes = {i for i in h.flushes if stretch.begin <= i < stretch.end}
-        for i in range(stretch.begin, stretch.end):
-            event = h.events[i]
-            mine = (event if event >= 0 else ~event) in roles
-            if run and (not mine or i in flushes):
-                self._repeat(run)
-                run = []
-            if i in flushes:
-                self.flushes.append(self.length)
-            if mine:
-                run.append(event)
-            else:
-                self._put([event])
-        self._repeat(run)
+        begin, at = self.length, stretch.begin
+        flushes = sorted({i for i in h.flushes if stretch.begin <= i < stretch.end})
+        for end in (*flushes, stretch.end):
+            for mine, run in groupby(h.events[at:end], lambda event: (event if event >= 0 else ~event) in roles):
+                self._put(events := list(run))
+                if mine:
+                    self._repeat(events)
+            at = end
+            self.flushes += [self.length] * (end in flushes)
         self.stretches.append(Stretch(stretch.phase, begin, self.length))
 
     def _repeat(self, run: list[int]) -> None:
-        if run:
-            base, roles = len(self.owners), self.roles
-            self._put(run)
-            self._put([base + roles[e] if e >= 0 else ~(base + roles[~e]) for e in run], self.end - 2, len(self.second))
+        """The same by the copies."""
+        base, roles = len(self.owners), self.roles
+        self._put([base + roles[e] if e >= 0 else ~(base + roles[~e]) for e in run], self.end - 2, len(self.second))
 
 
 def _births(events: list[int]) -> list[int]:

@@ -98,6 +98,20 @@ def judge(simulations: Sequence[Simulation], device: Device, binding_phase: str,
     )
 
 
+def outcome_of(simulations: Sequence[Simulation], device: Device, engine: str) -> Outcome:
+    """
+    The outcome that `judge` finds. Where more is allocated at once than the card has, that takes no run on the card: it cannot end well.
+
+    Args:
+        simulations: As for `held`.
+        device: The card.
+        engine: Whose history it is: its stated error.
+    """
+    if not simulations[0].fits(usable_bytes(device), device.total_bytes):
+        return "does_not_fit"
+    return judge(simulations, device, "", engine, explains=False).outcome
+
+
 def _reserved(simulation: Simulation, device: Device | None) -> int:
     if device is not None:
         trial = simulation.on(usable_bytes(device), device.total_bytes)

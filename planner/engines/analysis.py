@@ -26,6 +26,7 @@ class Analysis(Value, eq=False):
     Attributes:
         ledger: Every allocation and its lifetime.
         steady_bytes: What stays allocated between steps, from the second step on.
+        resting_bytes: What of that stays whatever the card: all but cuBLAS's workspaces.
         num_quantized_parameters, num_trainable_parameters: Counts of elements.
         paged_bytes: Optimizer state in CUDA managed memory.
         host_ram_bytes: RAM of the process beside the card.
@@ -37,6 +38,7 @@ class Analysis(Value, eq=False):
 
     ledger: Ledger
     steady_bytes: int
+    resting_bytes: int
     num_quantized_parameters: int
     num_trainable_parameters: int
     paged_bytes: int
@@ -81,7 +83,7 @@ class Analysis(Value, eq=False):
 
 
 def _without_flushes(write: Callable[[], History]) -> History:
-    return replace(write(), flushes=[])
+    return replace(write(), flushes=[], shape=None)  # a shape would bring its flushes
 
 
 def host_ram(spec: ModelSpec, recipe: Recipe, known: Behaviours) -> int:

@@ -71,6 +71,7 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
     return Analysis(
         ledger=ledger,
         steady_bytes=resting.steady_bytes + len(PRODUCT_THREADS) * workspace,
+        resting_bytes=resting.steady_bytes,
         num_quantized_parameters=preparation.num_quantized_parameters,
         num_trainable_parameters=preparation.num_trainable_parameters,
         paged_bytes=resting.managed_bytes,
@@ -84,14 +85,14 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
 
 
 def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels, workspace: int, pace: Pace) -> History:
-    """The history; its modules are loaded when somebody asks."""
+    """The history; its modules are loaded when somebody asks. Cards that differ in their workspaces alone share all but those sizes."""
     from planner.engines.course import Course
 
     def write(recipe: Recipe) -> History:
         return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace).write(pace)
 
-    key = (kernels, workspace, pace, *_values(recipe, _BATCH))
-    return base.known_histories.get(key, lambda: Histories(write)).history(recipe)
+    key = (kernels, pace, *_values(recipe, _BATCH))
+    return base.known_histories.get(key, lambda: Histories(write)).history(recipe).with_workspaces(workspace)
 
 
 _STEP_ONLY = frozenset({"batch_size", "seq_len", "grad_accum", "max_grad_norm", "padding", "packing", "attn"})

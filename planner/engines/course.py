@@ -198,7 +198,7 @@ class Course:
             at = products.get(thread, -1)
             if events.start < at <= events.stop:
                 h.events += [e + base if e >= 0 else e - base for e in tape.events[position:at]]
-                h.add(self.workspace, f"cuBLAS workspace of the {thread} thread", Category.WORKSPACE)
+                h.workspaces.append(h.add(self.workspace, f"cuBLAS workspace of the {thread} thread", Category.WORKSPACE))
                 position = at
         h.events += [e + base if e >= 0 else e - base for e in tape.events[position : events.stop]]
         if len(h.events) > begin:

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 from planner import advice
 from planner.render.terminal import Terminal, labelled, listing, printable, wrap
-from planner.report import CardVerdict, Report, Verdict
+from planner.report import CardOutcome, Report, Verdict
 from planner.units import GIB, human
-from planner.verdict import usual_process_bytes
 
 _LABEL, _SIZE = 7, 10
 _SHOWN_TRAPS, _SHOWN_SUGGESTIONS = 4, 5
@@ -45,7 +44,7 @@ def lines(report: Report, terminal: Terminal, *, explain: bool = False) -> list[
 
 def _answer(report: Report, terminal: Terminal) -> list[str]:
     if report.verdict is None or report.device is None:
-        return _answers(report.outlook, terminal)
+        return _answers(report.outcomes, terminal)
     verdict = report.verdict
     word, hue = OUTCOMES[verdict.outcome]
     needs = (
@@ -79,12 +78,12 @@ def why(verdict: Verdict) -> list[str]:
     return found
 
 
-def _answers(cards: Iterable[CardVerdict], terminal: Terminal) -> list[str]:
+def _answers(cards: Iterable[CardOutcome], terminal: Terminal) -> list[str]:
     """The common cards by their verdicts, those that fit first."""
     found: list[str] = []
     by_outcome: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
     for card in cards:
-        by_outcome[card.verdict.outcome].append(f"{advice.short_name(card.device.name)} ({gib(card.verdict.budget_bytes, 1)})")
+        by_outcome[card.outcome].append(f"{advice.short_name(card.name)} ({gib(card.budget_bytes, 1)})")
     if not by_outcome["fits"] and not by_outcome["tight"]:
         by_outcome = {"does_not_fit": ["any common card: " + by_outcome["does_not_fit"][0], *by_outcome["does_not_fit"][1:]]}
     for outcome, names in by_outcome.items():
@@ -136,10 +135,8 @@ def _entry_point(report: Report) -> str:
 
 def _peak(report: Report, terminal: Terminal) -> list[str]:
     peak = report.peak
-    process = _process_bytes(report)
-    sizes = [f"{human(process)}* process", f"{human(peak.allocated_bytes)} allocated"]
-    if report.device is not None:
-        sizes.insert(1, f"{human(peak.reserved_bytes)} reserved")
+    process = peak.process_bytes
+    sizes = (f"{human(process)}* process", f"{human(peak.reserved_bytes)} reserved", f"{human(peak.allocated_bytes)} allocated")
     numbers = wrap(f"{', '.join(sizes)}, in {peak.phase.replace('_', ' ')}", terminal.width - _LABEL)
     parts = _parts(report, process, terminal.num_parts)
     whole = max(process, report.verdict.budget_bytes if report.verdict else 0)
@@ -148,13 +145,6 @@ def _peak(report: Report, terminal: Terminal) -> list[str]:
     for i in range(len(parts)):
         rows = [row.replace(f"\1{i}", terminal.glyph(i)) for row in rows]
     return labelled("peak", [*numbers, bar, *rows], _LABEL)
-
-
-def _process_bytes(report: Report) -> int:
-    """By simulation where a card is named; else what is usual."""
-    if report.device is not None:
-        return report.peak.process_bytes
-    return usual_process_bytes(report.peak.allocated_bytes)
 
 
 def _parts(report: Report, process: int, most: int) -> list[tuple[str, int]]:
@@ -224,8 +214,6 @@ def _near(report: Report, terminal: Terminal) -> list[str]:
 
 def _race(report: Report) -> list[str]:
     """The range of what is reserved, where the stack leaves it to chance."""
-    if report.device is None:
-        return []
     low, high = report.peak.held.reserved_low_bytes, report.peak.held.reserved_high_bytes
     version = report.stack["transformers"]
     text = f"transformers {version} may load in threads that run ahead by chance: reserved is from {human(low)} to {human(high)}"
@@ -251,12 +239,10 @@ def pasteable(command: str, width: int) -> list[str]:
 
 
 def _small_print(report: Report, terminal: Terminal) -> list[str]:
-    text = "* not simulated: a usual reserve and CUDA context; --gpu NAME simulates a card"
-    if report.device is not None:
-        own = report.details is not None and report.details.device is not None and report.details.device.own is not None
-        said = "measured on this card" if own else "as published"
-        text = f"* with a CUDA context of {human(report.device.context_bytes)}, {said}; reserved is simulated"
-    text = terminal.cut(text, terminal.width)
+    own = report.details is not None and report.details.device is not None and report.details.device.own is not None
+    said = "measured on this card" if own else "as published"
+    context = report.peak.process_bytes - report.peak.reserved_bytes
+    text = terminal.cut(f"* with a CUDA context of {human(context)}, {said}; reserved is simulated", terminal.width)
     stack = terminal.cut(f"Stack: {report.stack['source']}, versions in --explain", terminal.width)
     return [terminal.paint(row, "dim") for row in (text, stack)]
 

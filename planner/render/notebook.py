@@ -55,10 +55,10 @@ def _report(report: Report) -> list[str]:
 
 
 def _answer(report: Report) -> list[str]:
-    """The verdict of the card; where none is named, what to expect of the common ones."""
+    """The verdict of the card; where none is named, those of the common ones."""
     if report.device is not None and report.verdict is not None:
         return [_card(CardVerdict(report.device, report.verdict))]
-    return [] if report.details is None else [_card(card) for card in report.outlook]
+    return [] if report.details is None else [_card(card) for card in report.verdicts]
 
 
 def _card(card: CardVerdict) -> str:

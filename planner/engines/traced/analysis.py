@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.accuracy import EXTRAPOLATED_PERCENT
-from planner.bookkeeping import keep_books, keep_exact_books, steady_bytes
+from planner.bookkeeping import keep_books, keep_exact_books, resting_bytes, steady_bytes
 from planner.device import Device
 from planner.engines.analysis import Analysis, host_ram
 from planner.engines.traced.run import DEFAULT_CAPABILITY, Progress, Trace, trace_run
@@ -45,6 +45,7 @@ def analyse(
     return Analysis(
         ledger=ledger,
         steady_bytes=steady_bytes(ledger),
+        resting_bytes=resting_bytes(ledger),
         num_quantized_parameters=trace.num_quantized_parameters,
         num_trainable_parameters=trace.num_trainable_parameters,
         paged_bytes=trace.paged_bytes,
@@ -103,6 +104,7 @@ def analyse_on_cpu(
     return Analysis(
         ledger=ledger,
         steady_bytes=steady_bytes(ledger),
+        resting_bytes=resting_bytes(ledger),
         num_quantized_parameters=trace.num_quantized_parameters,
         num_trainable_parameters=trace.num_trainable_parameters,
         paged_bytes=trace.paged_bytes,
