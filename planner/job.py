@@ -124,6 +124,16 @@ class Job(Value, eq=False):
             self._simulated[found.run_key] = tuple(Simulation(history, self.settings) for history in histories)
         return self._simulated[found.run_key]
 
+    def begin(self, cards: Sequence[Device]) -> None:
+        """Start the runs that the cards' verdicts need, beside what the caller does next."""
+        for card in cards:
+            if not self._is_refused(card):
+                self.simulations(card)[0].begin()
+
+    def _is_refused(self, device: Device) -> bool:
+        """Whether what rests on any card is more than this one has."""
+        return self.analysis(None).resting_bytes > verdicts_.usable_bytes(device)
+
     def verdict(self, device: Device, *, explains: bool = True) -> Verdict:
         """The verdict of a card."""
         found = self.analysis(device)
@@ -155,8 +165,8 @@ class Job(Value, eq=False):
         return tuple(CardOutcome(card.name, verdicts_.budget_bytes(card), self.outcome_on(card)) for card in _by_size(cards))
 
     def outcome_on(self, device: Device) -> Outcome:
-        """The verdict's outcome; where what rests on any card is more than this one has, without a run."""
-        if self.analysis(None).resting_bytes > verdicts_.usable_bytes(device):
+        """The verdict's outcome; a card that has not even room for what rests needs no run."""
+        if self._is_refused(device):
             return "does_not_fit"
         return verdicts_.outcome_of(self.simulations(device), device, self.analysis(device).ledger.engine)
 
@@ -222,6 +232,7 @@ class Job(Value, eq=False):
             ledger=found.ledger,
             find_traps=lambda: self._traps(found, device),
             stack=self.stack,
+            begin=lambda: self.begin(catalog.common_devices() if device is None else (device,)),
             find_outcomes=lambda: self.outcomes(catalog.common_devices()),
             judge_cards=lambda: self.judge(catalog.common_devices()),
             suggest=lambda: self.suggest(device),

@@ -218,7 +218,7 @@ def _nothing() -> None:
     """One engine was asked."""
 
 
-class Details(NamedTuple):
+class Details(Value, eq=False):
     """
     What a report knows beyond its published fields: for people and for Python, not for `--json`.
 
@@ -240,6 +240,7 @@ class Details(NamedTuple):
         settings: What the allocator is told.
         draw: Draws a report's memory over time, and writes it to a path if there is one: over the whole run, or one step.
         compare: Lays the engines side by side, where both were asked for.
+        begin: Starts what verdicts take longest for beside what the caller does next.
         find_near: Finds the record of a verification on this card that is nearest to the run.
     """
 
@@ -260,6 +261,7 @@ class Details(NamedTuple):
     draw: Callable[[Report, str | os.PathLike[str] | None, bool], Picture]
     compare: Callable[[], Agreement | None] = _nothing
     find_near: Callable[[], Near | None] = _nothing
+    begin: Callable[[], None] = _nothing
 
 
 class Report(Value, Displayed):
@@ -288,6 +290,10 @@ class Report(Value, Displayed):
     def verdict(self) -> Verdict | None:
         """The verdict of the card, by simulation, which runs when somebody asks; None where no card was named or found."""
         return None if self.judge is None else self.judge()
+
+    def begin(self) -> None:
+        """Start the runs through the allocator that verdicts need, where that can go on beside what the caller does next."""
+        self._known.begin()
 
     @property
     def ledger(self) -> Ledger:

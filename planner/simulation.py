@@ -7,11 +7,13 @@ Everything here is computed when somebody asks, and once: in Python a replay of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import cached_property
+from threading import Thread
 from typing import Any, NamedTuple
 
-from planner.allocator import AllocatorSettings
+from planner.allocator import AllocatorSettings, native
 from planner.allocator.program import Ending, run
 from planner.history import WARM_UP_MARGIN, History
 from planner.ledger import Category, Phase
@@ -75,6 +77,8 @@ class Simulation:
     def __init__(self, history: Callable[[], History], settings: AllocatorSettings) -> None:
         self._history = history
         self.settings = settings
+        self._ahead: Thread | None = None
+        self._found: Trial | None = None
         self._trials: dict[tuple[int, int, bool], Trial] = {}
         self._refused: dict[tuple[int, int, bool], bool] = {}
 
@@ -86,7 +90,25 @@ class Simulation:
     @cached_property
     def endless(self) -> Trial:
         """On a card without end: what the run reserves where there is room."""
-        return self._try(self.settings)
+        if self._ahead is not None:
+            self._ahead.join()
+        return self._found or self._try(self.settings)
+
+    def begin(self) -> None:
+        """
+        Start that run beside what the caller does next; who asks for it waits until it is done.
+
+        Only compiled code runs beside: it does not hold the interpreter.
+        """
+        if self._ahead is None and "endless" not in self.__dict__:
+            whole = unroll_events(self.history)
+            if native.library(whole.program.num_events) is not None:
+                self._ahead = Thread(target=self._begun, daemon=True)
+                self._ahead.start()
+
+    def _begun(self) -> None:
+        with suppress(Exception):  # who asks meets it again
+            self._found = self._try(self.settings)
 
     def on(self, usable_bytes: int, total_bytes: int, *, expandable: bool = False) -> Trial:
         """

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from planner.dtypes import DType
 from planner.errors import UnknownStackError, UnsupportedRecipeError
@@ -138,7 +138,7 @@ Reading = Literal["ahead", "in_turn", "in_doubt"]
 """How a loader reads what it quantises: by threads that race, one after the other, or nobody is sure."""
 
 
-class Behaviours(NamedTuple):
+class Behaviours(Value):
     """
     What the libraries of one stack do on the path of one entry point, as far as memory can see it.
 

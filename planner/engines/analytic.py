@@ -30,9 +30,11 @@ from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.spec import ModelSpec
 from planner.stack import Behaviours, Stack, behaviours
+from planner.symbolic import Size
 from planner.value import Value
 
 if TYPE_CHECKING:
+    from planner.engines.course import InOrder
     from planner.engines.reading import Pace
     from planner.history import History
 
@@ -89,7 +91,13 @@ def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels
     from planner.engines.course import Course
 
     def write(recipe: Recipe) -> History:
-        return Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace).write(pace)
+        course = Course(spec, base.decoder, base.preparation, recipe, base.known, base.resting, kernels, workspace, share)
+        return course.write(pace)
+
+    def share(recipe: Recipe, run: Callable[[], InOrder]) -> InOrder:
+        if isinstance(recipe.batch_size, Size):  # a recording's own
+            return run()
+        return base.known_steps.get((kernels, *_values(recipe)), run)
 
     key = (kernels, pace, *_values(recipe, _BATCH))
     return base.known_histories.get(key, lambda: Histories(write)).history(recipe).with_workspaces(workspace)
@@ -135,6 +143,7 @@ class _Foundation(Value, eq=False):
     resting: Resting
     known_layouts: _Recent[tuple[object, ...], Layouts] = field(default_factory=lambda: _Recent(16))
     known_histories: _Recent[tuple[object, ...], Histories] = field(default_factory=lambda: _Recent(16))
+    known_steps: _Recent[tuple[object, ...], InOrder] = field(default_factory=lambda: _Recent(2))
 
     def layouts(self, recipe: Recipe, kernels: Kernels) -> Layouts:
         """The steps of a recipe, whatever its batch, by the kernels that the card runs."""

@@ -6,7 +6,7 @@ Layers run in their order here, since an allocator's holes hang on it; of a stre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from planner.engines.arrival import Arrival, placed
@@ -34,7 +34,7 @@ _STEPS = 2
 """Steps of a history: states appear in the first, the second is like all that follow."""
 
 
-class _InOrder(Step):
+class InOrder(Step):
     """
     A step with its layers in order, of which a repeated stretch has three instances.
 
@@ -70,6 +70,10 @@ class _InOrder(Step):
         return next((i for i, layers in enumerate(self.instances) if layer in layers), None)
 
 
+Share = Callable[["Recipe", Callable[[], InOrder]], InOrder]
+"""From a recipe and what runs its step to the step, which may have been run before."""
+
+
 class Course:
     """
     A run to write down.
@@ -83,6 +87,7 @@ class Course:
         resting: What the optimizer walks over.
         kernels: What the card runs.
         workspace: Bytes of one cuBLAS workspace on the card.
+        share: Gives the step of every layer that another order of loading has run with the same recipe, or runs it.
     """
 
     def __init__(
@@ -95,9 +100,11 @@ class Course:
         resting: Resting,
         kernels: Kernels,
         workspace: int,
+        share: Share = lambda _, run: run(),
     ) -> None:
         self.spec, self.decoder, self.preparation, self.recipe, self.known = spec, decoder, preparation, recipe, known
         self.resting, self.kernels, self.workspace = resting, kernels, workspace
+        self.share = share
         self.history = History()
 
     def write(self, pace: Pace = IN_TURN) -> History:
@@ -138,15 +145,19 @@ class Course:
             self._step(first, again, trained, is_first=step == 0)
         return h
 
-    def _run(self, grad_accum: int, *, leaves_out: bool) -> _InOrder:
+    def _run(self, grad_accum: int, *, leaves_out: bool) -> InOrder:
         """A step on a tape of its own; with accumulation, one that finds gradients."""
         recipe = self.recipe.unchecked(grad_accum=grad_accum)
-        step = _InOrder(self.decoder, self.preparation, recipe, self.known, self.kernels)
-        step.leaves_out = leaves_out
-        step.run(self.resting)
-        return step
 
-    def _step(self, first: _InOrder, again: _InOrder | None, trained: list[Trained], *, is_first: bool) -> None:
+        def run() -> InOrder:
+            step = InOrder(self.decoder, self.preparation, recipe, self.known, self.kernels)
+            step.leaves_out = leaves_out
+            step.run(self.resting)
+            return step
+
+        return run() if leaves_out else self.share(recipe, run)
+
+    def _step(self, first: InOrder, again: InOrder | None, trained: list[Trained], *, is_first: bool) -> None:
         """One optimizer step; of its micro-batches the first, which makes the gradients, and one that adds to them."""
         h = self.history
         products = first.t.products if is_first else {}
@@ -169,7 +180,7 @@ class Course:
         h.stretches.append(Stretch(Phase.OPTIMIZER_STEP, begin, len(h.events)))
         self._events(first.t, release, base, Phase.OPTIMIZER_STEP, None, {})
 
-    def _storages(self, step: _InOrder) -> int:
+    def _storages(self, step: InOrder) -> int:
         """A tape's storages; returns the index that its first one has."""
         h, t = self.history, step.t
         base, count = len(h.sizes), len(t.storages)

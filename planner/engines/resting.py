@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
 from planner.dtypes import DType
 from planner.formulas.blocks import allocated
@@ -15,7 +14,6 @@ from planner.recipe import Recipe
 from planner.spec import ModelSpec, ModuleKind
 
 
-@dataclass(eq=False)
 class Resting:
     """
     What stays, as rows that begin while the model is prepared and end with the ledger (end 0 stands for that).
@@ -31,12 +29,11 @@ class Resting:
         prepare_end: The first step after the preparation.
     """
 
-    rows: list[Allocation] = field(default_factory=list)
-    trainables: list[tuple[Parameter, int]] = field(default_factory=list)
-    steady_bytes: int = 0
-    managed_bytes: int = 0
-    host_bytes: int = 0
-    prepare_end: int = 3
+    def __init__(self, trainables: Iterable[tuple[Parameter, int]] = ()) -> None:
+        self.rows: list[Allocation] = []
+        self.trainables = list(trainables)
+        self.steady_bytes = self.managed_bytes = self.host_bytes = 0
+        self.prepare_end = 3
 
     def add(self, name: str, category: Category, nbytes: int, count: int = 1, formula: str = "", begin: int = 0) -> None:
         """`count` tensors of `nbytes` each, rounded one by one."""

@@ -6,7 +6,7 @@ Local names are kept and dropped where the original keeps and drops them: that i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, NamedTuple
 
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
@@ -19,13 +19,13 @@ from planner.operations.norm import Norm, norm
 from planner.operations.rotary import JOINED, apply_rotary
 from planner.schedule import Tape
 from planner.tensors import Tensor
+from planner.value import Value
 
 if TYPE_CHECKING:
     from planner.operations.short_convolution import Convolution
 
 
-@dataclass(eq=False)
-class Weights:
+class Weights(Value, eq=False):
     """The modules of one layer, by their paths below it."""
 
     linears: dict[str, Linear]

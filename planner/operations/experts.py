@@ -13,7 +13,6 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from planner.architecture.decoder import Mlp, Moe
 from planner.dtypes import DType, promote
@@ -22,10 +21,10 @@ from planner.operations.indexing import row_sum, take
 from planner.operations.linear import Lora, Parameter, product
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
+from planner.value import Value
 
 
-@dataclass
-class Context:
+class Context(Value, eq=False):
     """
     What a routed block needs beside its input.
 

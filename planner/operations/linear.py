@@ -7,16 +7,15 @@ Shapes: T tokens; k inputs and m outputs of the layer; r the adapter's rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from planner.dtypes import DType
 from planner.ledger import Category
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
+from planner.value import Value
 
 
-@dataclass(eq=False)
-class Lora:
+class Lora(Value, eq=False):
     """One adapter on one linear: A [r, k], B [m, r], and DoRA's magnitude [m]."""
 
     rank: int
@@ -26,8 +25,7 @@ class Lora:
     magnitude: Tensor | None = None
 
 
-@dataclass(eq=False)
-class Linear:
+class Linear(Value, eq=False):
     """
     A linear layer as the recipe leaves it.
 
@@ -55,8 +53,7 @@ class Linear:
     lora: Lora | None = None
 
 
-@dataclass(eq=False)
-class Parameter:
+class Parameter(Value, eq=False):
     """
     A bare parameter as the recipe leaves it: experts [E, m, k], or a router's weight [m, k].
 

@@ -7,16 +7,15 @@ Shapes: rows x width elements; statistics are one fp32 number a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from planner.dtypes import DType
 from planner.operations.elementwise import add_constant, mul_broadcast, row_mean, rsqrt, square
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
+from planner.value import Value
 
 
-@dataclass(eq=False)
-class Norm:
+class Norm(Value, eq=False):
     """
     A normalisation as the recipe leaves it.
 

@@ -7,20 +7,19 @@ Counted is the path of a plain install; the `causal-conv1d` package and kernels 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.architecture.decoder import Attention
 from planner.operations.elementwise import mul, part, scale, split
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
+from planner.value import Value
 
 if TYPE_CHECKING:
     from planner.operations.decoder import Runner
 
 
-@dataclass
-class Convolution:
+class Convolution(Value, eq=False):
     """A depthwise convolution along the tokens: weight [channels, 1, taps] and bias."""
 
     weight: Tensor

@@ -27,8 +27,9 @@ def lines(report: Report, terminal: Terminal, *, explain: bool = False) -> list[
         terminal: What can be shown.
         explain: Whether to add what makes up the numbers, and where each comes from.
     """
-    parts = [_answer(report, terminal), _run(report, terminal), [""], _peak(report, terminal), _phases(report, terminal)]
-    parts += [_spaced(_traps(report, terminal) + _suggestions(report, terminal))]
+    report.begin()
+    advised = _spaced(_traps(report, terminal) + _suggestions(report, terminal))  # planned while the run goes through the allocator
+    parts = [_answer(report, terminal), _run(report, terminal), [""], _peak(report, terminal), _phases(report, terminal), advised]
     parts += [
         _spaced(_warnings(report, terminal)),
         _spaced(_near(report, terminal)),
