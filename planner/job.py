@@ -223,6 +223,7 @@ class Job(Value, eq=False):
         )
 
     def _details(self, device: Device | None, found: Analysis) -> Details:
+        cards = (device,) if device is not None else catalog.common_devices()
         return Details(
             recipe=self.resolved,
             asked=self.asked,
@@ -232,8 +233,8 @@ class Job(Value, eq=False):
             ledger=found.ledger,
             find_traps=lambda: self._traps(found, device),
             stack=self.stack,
-            begin=lambda: self.begin(catalog.common_devices() if device is None else (device,)),
-            find_outcomes=lambda: self.outcomes(catalog.common_devices()),
+            begin=lambda: self.begin(cards),
+            find_outcomes=lambda: self.outcomes(cards),
             judge_cards=lambda: self.judge(catalog.common_devices()),
             suggest=lambda: self.suggest(device),
             make_it_fit=lambda: self.make_it_fit(device),
@@ -295,11 +296,10 @@ def device_report(device: Device) -> DeviceReport:
 
 
 def _own_figures(own: OwnValues) -> str:
-    """What is a card's own, with the verb."""
+    """What of a card's own an estimate takes, with the verb."""
     names = [f"the CUDA context ({human(own.context_bytes)})"]
-    names += ["cuBLAS's workspaces"] * (own.workspace_bytes is not None) + ["the usual reserve"] * (own.reserve_per_mille is not None)
-    *others, last = names
-    return f"{', '.join(others)} and {last} are" if others else f"{last} is"
+    names += ["cuBLAS's workspaces"] * (own.workspace_bytes is not None)
+    return f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'}"
 
 
 def _card_warnings(device: Device | None, recipe: Recipe) -> tuple[str, ...]:

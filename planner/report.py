@@ -182,11 +182,6 @@ class CardOutcome(NamedTuple):
     budget_bytes: int
     outcome: Outcome
 
-    @property
-    def fits(self) -> bool:
-        """Whether it runs; a tight fit counts."""
-        return self.outcome != "does_not_fit"
-
 
 class Suggestion(NamedTuple):
     """
@@ -230,7 +225,7 @@ class Details(Value, eq=False):
         published_parameters: The count that was published, where one is known.
         ledger: Every allocation, with its lifetime.
         find_traps: Finds memory that the recipe costs without saying so; called once, when somebody asks.
-        find_outcomes: Gives the outcome of every common card; called once, when somebody asks.
+        find_outcomes: Gives the outcome of the card, or of every common one; called once, when somebody asks.
         judge_cards: Gives the verdict of every common card; called once, when somebody asks.
         suggest: Plans the changed recipes; called once, when somebody asks.
         make_it_fit: Finds the knobs to change so that the card (else the largest common one) takes the run, and the card's name;
@@ -315,8 +310,6 @@ class Report(Value, Displayed):
     @cached_property
     def outcomes(self) -> tuple[CardOutcome, ...]:
         """Whether it fits the card, or each common card where none was named, smallest card first: `verdicts` without their figures."""
-        if self.device is not None and self.verdict is not None:
-            return (CardOutcome(self.device.name, self.verdict.budget_bytes, self.verdict.outcome),)
         return self._known.find_outcomes()
 
     @cached_property
@@ -381,7 +374,7 @@ class Report(Value, Displayed):
         """Whether it runs on the card; where none was named, whether at least one common card takes it."""
         if self.verdict is not None:
             return self.verdict.fits
-        return any(card.fits for card in self.outcomes)
+        return any(card.outcome != "does_not_fit" for card in self.outcomes)
 
     def model_dump(self) -> dict[str, Any]:
         """The contract of `--json`: nested dicts, lists, texts and integers."""

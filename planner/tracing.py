@@ -87,7 +87,7 @@ def _report(found: Custom, device: Device | None) -> Report:
     def find_outcomes() -> tuple[CardOutcome, ...]:
         return tuple(
             CardOutcome(card.name, verdicts.budget_bytes(card), verdicts.outcome_of([simulation], card, "traced"))
-            for card in catalog.common_devices()
+            for card in ((device,) if device is not None else catalog.common_devices())
         )
 
     def judge_cards() -> tuple[CardVerdict, ...]:

@@ -1,7 +1,7 @@
 """
 Whether a run fits a card: decided by running it through the allocator on what the card has for tensors.
 
-The run is simulated when somebody asks. Where no card is named, an outlook over the common ones says what a usual reserve would do.
+The run is simulated when somebody asks. Sweeps that are told not to simulate have an outlook: what a usual reserve would do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def context_of(device: Device | None) -> runtime.Estimate:
     return runtime.cuda_context(device.compute_capability if device else None)
 
 
-def _reserve_of(allocated_bytes: int, device: Device | None) -> runtime.Estimate:
+def reserve_of(allocated_bytes: int, device: Device | None) -> runtime.Estimate:
     """What the allocator usually reserves beyond an allocated peak; where it was measured on the card, that share."""
     if device is None or device.own is None or device.own.reserve_per_mille is None:
         return runtime.allocator_reserve(allocated_bytes)
@@ -120,11 +120,6 @@ def _reserved(simulation: Simulation, device: Device | None) -> int:
     return simulation.endless.reserved_bytes
 
 
-def usual_process_bytes(allocated_bytes: int, device: Device | None = None) -> int:
-    """What a process usually holds that allocates so much, without a simulation: a usual reserve and the context."""
-    return allocated_bytes + _reserve_of(allocated_bytes, device).nbytes + context_of(device).nbytes
-
-
 def outlook(allocated_bytes: int, device: Device, binding_phase: str, engine: str) -> Verdict:
     """
     What to expect of a card, without a simulation: allocated bytes, a usual reserve and the context.
@@ -137,8 +132,8 @@ def outlook(allocated_bytes: int, device: Device, binding_phase: str, engine: st
         binding_phase: The phase that it falls in.
         engine: Whose peak it is.
     """
-    reserve, context = _reserve_of(allocated_bytes, device), context_of(device)
-    required = usual_process_bytes(allocated_bytes, device)
+    reserve, context = reserve_of(allocated_bytes, device), context_of(device)
+    required = allocated_bytes + reserve.nbytes + context.nbytes
     error = ceil_div(allocated_bytes * accuracy_of(engine).allocated, 10_000) + reserve.error_bytes + context.error_bytes
     headroom = budget_bytes(device) - required
     # more than the card has is allocated at once: no reserve decides that

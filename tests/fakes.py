@@ -52,6 +52,7 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
     return Analysis(
         Ledger("analytic", rows, spans),
         steady_bytes=weights + quantised // 64 + kept + trained * 2 + state - paged,
+        resting_bytes=weights + quantised // 64 + kept + trained * 2 + state - paged,
         num_quantized_parameters=quantised,
         num_trainable_parameters=trained,
         paged_bytes=paged,

@@ -107,6 +107,46 @@ def test_device_and_verdict_are_null_without_a_card():
     assert [c.device.total_bytes for c in report.verdicts] == sorted(c.device.total_bytes for c in report.verdicts)
 
 
+@pytest.mark.parametrize(
+    ("model", "knobs"),
+    [
+        (LLAMA_70B, {}),
+        (LLAMA_70B, {"seq_len": 2048, "batch_size": 2}),
+        (LLAMA_7B, {"method": "full"}),
+        (LLAMA_7B, {"method": "lora", "seq_len": 1500, "batch_size": 3, "attn": "eager"}),
+        ("Qwen/Qwen2.5-0.5B", {"seq_len": 8192, "loss": "full"}),
+        ("meta-llama/Llama-3.2-1B", {"method": "full", "optim": "adamw_torch", "seq_len": 4096}),
+    ],
+)
+def test_the_outcomes_of_the_common_cards_are_those_of_their_verdicts(model, knobs):
+    """The list without figures takes shortcuts: it says of every card what the verdict says, whose every run goes through the allocator."""
+    quick, whole = (api.estimate(model, stack="latest", **knobs) for _ in range(2))
+    quick.begin()
+
+    assert [tuple(card) for card in quick.outcomes] == [
+        (card.device.name, card.verdict.budget_bytes, card.verdict.outcome) for card in whole.verdicts
+    ]
+    assert quick.fits == any(card.verdict.fits for card in whole.verdicts)
+    assert quick.peak == whole.peak
+
+
+def test_a_card_without_room_for_what_rests_is_refused_without_a_run(monkeypatch):
+    """70 billion weights of half a byte are more than a T4 and an RTX 4090 have: no run is simulated to say so."""
+    asked = []
+    monkeypatch.setattr("planner.job.verdicts_.outcome_of", lambda simulations, device, engine: asked.append(device.name) or "fits")
+    found = {card.name: card.outcome for card in api.estimate(LLAMA_70B, stack="latest").outcomes}
+
+    assert [name for name, outcome in found.items() if outcome == "does_not_fit"] == ["Tesla T4", "NVIDIA GeForce RTX 4090"]
+    assert asked == [name for name, outcome in found.items() if outcome == "fits"]
+
+
+def test_the_outcome_of_a_named_card_is_its_verdict():
+    """One card is named: the list has that one."""
+    report = api.estimate(LLAMA_7B, gpu="a6000", stack="latest")
+
+    assert [tuple(card) for card in report.outcomes] == [(report.device.name, report.verdict.budget_bytes, report.verdict.outcome)]
+
+
 def test_the_recipe_in_the_report_is_resolved():
     """Every knob is there under its option's name, and none is left open."""
     recipe = api.estimate(LLAMA_7B, seq_len=2048, targets=["q_proj", "v_proj"]).recipe
@@ -276,7 +316,7 @@ def test_what_is_simulated_waits_until_somebody_asks(monkeypatch):
     ran = []
     monkeypatch.setattr("planner.simulation.run", lambda *args, **more: ran.append(args) or run(*args, **more))
     report = api.estimate(LLAMA_7B, gpu="a6000", stack="latest")
-    _ = report.peak.allocated_bytes, report.suggestions, report.outlook
+    _ = report.peak.allocated_bytes, report.suggestions, report.traps
 
     assert ran == []
     assert report.verdict.fits

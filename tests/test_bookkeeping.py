@@ -7,7 +7,7 @@ import random
 import pytest
 
 from planner.allocator import AllocatorSettings, CachingAllocator
-from planner.bookkeeping import keep_books, keep_exact_books, steady_bytes
+from planner.bookkeeping import keep_books, keep_exact_books, resting_bytes, steady_bytes
 from planner.history import History, Stretch
 from planner.ledger import Category, Phase
 from planner.units import KIB, MIB
@@ -70,6 +70,18 @@ def test_a_small_history_by_hand() -> None:
     assert steady_bytes(ledger) == ledger.curve[18]
     assert ledger.peaks[Phase.EVALUATION].nbytes == ledger.curve[18] + 40 * MIB
     assert weight <= steady_bytes(ledger)
+
+
+def test_what_rests_is_steady_without_workspaces() -> None:
+    """A workspace stays, but it is the card's: another card has another."""
+    history = History()
+    for size, category in ((3 * MIB, C.PARAMETER), (2 * MIB, C.WORKSPACE), (5 * MIB, C.OPTIMIZER_STATE), (1 * MIB, C.GRADIENT)):
+        history.add(size, "x", category)
+    history.drop(3)
+    history.stretches = [Stretch(Phase.FORWARD, 0, 2), Stretch(Phase.OPTIMIZER_STEP, 2, 5)]
+    ledger = keep_exact_books("hand", history)
+
+    assert (steady_bytes(ledger), resting_bytes(ledger)) == (10 * MIB, 8 * MIB)
 
 
 def test_the_last_update_counts() -> None:

@@ -57,7 +57,7 @@ def test_the_verdict_takes_the_context_and_says_so():
     assert after.verdict.required_bytes == before.verdict.required_bytes + more
     assert (after.peak.allocated_bytes, after.peak.reserved_bytes) == (before.peak.allocated_bytes, before.peak.reserved_bytes)
     assert [warning for warning in after.warnings if warning not in before.warnings] == [
-        f"the CUDA context (0.50 GiB) and the usual reserve are measured on this card: {MEASURED}"
+        f"the CUDA context (0.50 GiB) is measured on this card: {MEASURED}"
     ]
 
 
@@ -71,15 +71,16 @@ def test_a_workspace_of_its_own_replaces_the_formula():
     assert moved == {name: 2 * (9 * MIB - 8320 * 1024) if name == "workspace" else 0 for name in moved}
 
 
-def test_the_usual_reserve_is_the_cards_own_in_the_outlook():
-    """Twenty thousandths of what is allocated; on another card the published share."""
+def test_the_usual_reserve_is_the_cards_own_where_nothing_is_simulated():
+    """Twenty thousandths of what is allocated; on another card the published share. An outlook takes it."""
     own, other = catalog.find_device(A100), catalog.find_device("t4")
     own_values.remember(own, VALUES)
     own = catalog.find_device(A100)
     nbytes = 10 * GIB
 
-    assert verdict.usual_process_bytes(nbytes, own) == nbytes + -(-nbytes * 20 // 1000) + 511 * MIB
-    assert verdict.usual_process_bytes(nbytes, other) == nbytes + allocator_reserve(nbytes).nbytes + cuda_context((7, 5)).nbytes
+    assert verdict.reserve_of(nbytes, own).nbytes == -(-nbytes * 20 // 1000)
+    assert verdict.reserve_of(nbytes, other) == allocator_reserve(nbytes)
+    assert verdict.outlook(nbytes, own, "backward", "analytic").required_bytes == nbytes + -(-nbytes * 20 // 1000) + 511 * MIB
 
 
 @pytest.mark.parametrize(
@@ -137,14 +138,14 @@ def test_the_reserve_is_in_thousandths_rounded_up(allocated, reserved, expected)
     assert own_values.reserve_per_mille(allocated, reserved) == expected
 
 
-def test_an_outlook_names_the_cards_whose_own_values_it_takes():
+def test_without_a_card_the_common_ones_with_their_own_values_are_named():
     """No card is named, and one of the common ones was measured here: the estimate says whose figures are its own, and uses them."""
-    before = {card.device.name: card.verdict.required_bytes for card in estimate(QWEN).outlook}
+    before = {card.device.name: card.verdict.required_bytes for card in estimate(QWEN).verdicts}
     own_values.remember(catalog.find_device(A100), VALUES)
     report = estimate(QWEN)
-    moved = [card.device.name for card in report.outlook if card.verdict.required_bytes != before[card.device.name]]
+    moved = [card.device.name for card in report.verdicts if card.verdict.required_bytes != before[card.device.name]]
 
     assert moved == [A100]
     assert [warning for warning in report.warnings if "measured here" in warning] == [
-        f"{A100}: the CUDA context (0.50 GiB), cuBLAS's workspaces and the usual reserve are measured here: {MEASURED}"
+        f"{A100}: the CUDA context (0.50 GiB) and cuBLAS's workspaces are measured here: {MEASURED}"
     ]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.allocator import AllocatorSettings, CachingAllocator, replay
+from planner.allocator import AllocatorSettings, CachingAllocator, native, program, replay
 from planner.history import History, Stretch
 from planner.ledger import Category, Phase
 from planner.simulation import Simulation, Trial
@@ -115,3 +115,47 @@ def test_shortcuts_change_nothing(pairs, capacity):
     plain = replay(found.events, found.sizes, CachingAllocator(capacity * MIB))
 
     assert (trial.reserved_bytes, trial.num_flushes, trial.runs) == (plain.peak_reserved_bytes, plain.num_flushes, plain.failed_at is None)
+
+
+def many(count: int) -> History:
+    """A history long enough for compiled code."""
+    return history(*((str(i % 7), 1 + i % 5) for i in range(count)))
+
+
+def test_a_run_that_was_begun_ends_as_one_that_was_not():
+    """Beside the caller or in its turn: the same trial, wherever the replay is compiled."""
+    ahead, plain = simulation(many(6000)), simulation(many(6000))
+    ahead.begin()
+    ahead.begin()  # once more begins nothing
+
+    assert ahead.endless == plain.endless
+    ahead.begin()  # nor does it once the run is known
+    assert ahead.on(1000 * MIB, 1000 * MIB) == plain.endless
+
+
+def test_a_fault_of_a_run_that_was_begun_meets_who_asks(monkeypatch):
+    """What goes wrong beside the caller goes wrong again, and is heard, where the result is wanted."""
+
+    def fail(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(native, "library", lambda _: object())
+    monkeypatch.setattr("planner.simulation.run", fail)
+    found = simulation(many(10))
+    found.begin()
+
+    with pytest.raises(MemoryError, match="no room"):
+        _ = found.endless
+
+
+def test_without_compiled_code_nothing_runs_beside(monkeypatch):
+    """Python would only take turns with the caller: the run waits until somebody asks."""
+    monkeypatch.setattr(native, "library", lambda _: None)
+    ran = []
+    monkeypatch.setattr("planner.simulation.run", lambda *args, **more: ran.append(args) or program.run(*args, **more))
+    found = simulation(many(10))
+    found.begin()
+
+    assert ran == []
+    assert found.endless.runs
+    assert len(ran) == 1

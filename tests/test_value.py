@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import pytest
 
-from planner.value import Value, field, plain, replace
+from planner.value import Value, plain, replace
 
 
 class Point(Value):
@@ -19,8 +19,8 @@ class Point(Value):
     kind: ClassVar[str] = "point"
     x: int
     y: int = 0
-    tags: list[str] = field(default_factory=list, repr=False)
-    note: str = field(default="", compare=False)
+    tags: list[str] = dataclasses.field(default_factory=list, repr=False)
+    note: str = dataclasses.field(default="", compare=False)
 
     @cached_property
     def norm(self) -> int:
@@ -34,8 +34,8 @@ class AsDataclass:
     kind: ClassVar[str] = "point"
     x: int
     y: int = 0
-    tags: list[str] = field(default_factory=list, repr=False)
-    note: str = field(default="", compare=False)
+    tags: list[str] = dataclasses.field(default_factory=list, repr=False)
+    note: str = dataclasses.field(default="", compare=False)
 
 
 class Deep(Point):
@@ -80,7 +80,8 @@ def test_fields_and_text_are_a_dataclasss(args, kwargs):
     ("args", "kwargs", "fault"),
     [
         ((), {}, "lacks x"), ((), {"y": 1}, "lacks x"), ((1,), {"z": 1}, "does not know z"), ((1,), {"x": 1}, "given twice: x"),
-        ((1, 2, [], "", 5), {}, "at most 4"), ((1, 2, []), {"tags": []}, "given twice: tags"), ((), {"x": 1, "z": 2, "norm": 3}, "know z, norm"),
+        ((1, 2, [], "", 5), {}, "at most 4"), ((1, 2, []), {"tags": []}, "given twice: tags"),
+        ((), {"x": 1, "z": 2, "norm": 3}, "know z, norm"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_as_a_dataclass_does(args, kwargs, fault):
@@ -130,7 +131,7 @@ def test_some_take_names_only():
 def test_copies_and_pickles_are_equal():
     """A value survives `copy` and `pickle`, as processes that share work need."""
     deep = Deep(1, 2, ["a"], z=3)
-    assert pickle.loads(pickle.dumps(deep)) == copy.copy(deep) == copy.deepcopy(deep) == deep
+    assert pickle.loads(pickle.dumps(deep)) == copy.copy(deep) == copy.deepcopy(deep) == deep  # noqa: S301 - our own
 
 
 def test_replacing_fields():

@@ -95,7 +95,7 @@ def _course(spec: ModelSpec, base: _Foundation, recipe: Recipe, kernels: Kernels
         return course.write(pace)
 
     def share(recipe: Recipe, run: Callable[[], InOrder]) -> InOrder:
-        if isinstance(recipe.batch_size, Size):  # a recording's own
+        if isinstance(vars(recipe)["batch_size"], Size):  # a recording's own
             return run()
         return base.known_steps.get((kernels, *_values(recipe)), run)
 

@@ -241,7 +241,7 @@ def pasteable(command: str, width: int) -> list[str]:
 
 def _small_print(report: Report, terminal: Terminal) -> list[str]:
     own = report.details is not None and report.details.device is not None and report.details.device.own is not None
-    said = "measured on this card" if own else "as published"
+    said = "measured on this card" if own else "as published" if report.device is not None else "where there is room"
     context = report.peak.process_bytes - report.peak.reserved_bytes
     text = terminal.cut(f"* with a CUDA context of {human(context)}, {said}; reserved is simulated", terminal.width)
     stack = terminal.cut(f"Stack: {report.stack['source']}, versions in --explain", terminal.width)

@@ -73,15 +73,12 @@ def _margin(verdict: Verdict) -> str:
 
 
 def _peak(report: Report) -> list[str]:
-    """The peak as a bar and a table: categories, and where a card is named what the process holds beyond them."""
+    """The peak as a bar and a table: categories, and what the process holds beyond them."""
     peak = report.peak
     sizes = [(label(category), peak.by_category.get(category.value, 0), colour) for category, colour in COLOURS.items()]
-    levels = [f"{gib(peak.allocated_bytes)} allocated"]
-    mark = None
-    if report.device is not None:
-        sizes.append(("reserve and context", peak.process_bytes - peak.allocated_bytes, RESERVE))
-        levels += [f"{gib(peak.reserved_bytes)} reserved", f"{gib(peak.process_bytes)} process"]
-        mark = report.device.total_bytes
+    levels = [f"{gib(peak.allocated_bytes)} allocated", f"{gib(peak.reserved_bytes)} reserved", f"{gib(peak.process_bytes)} process"]
+    sizes.append(("reserve and context", peak.process_bytes - peak.allocated_bytes, RESERVE))
+    mark = None if report.device is None else report.device.total_bytes
     sizes = [part for part in sizes if part[1]]
     total = sum(size for _, size, _ in sizes)
     shown = sorted(sizes, key=lambda part: -part[1])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,11 @@ from planner import verdict as verdicts
 from planner.accuracy import accuracy_of
 from planner.allocator import AllocatorSettings
 from planner.device import Device
-from planner.formulas import runtime
-from planner.formulas.blocks import SEGMENT_ROUNDING_BYTES
 from planner.history import WARM_UP_MARGIN
 from planner.job import Job
 from planner.sweeping.grid import Grid
 from planner.sweeping.parts import Points
-from planner.units import MIB, ceil_div, round_up
+from planner.units import MIB, ceil_div
 
 Integers = npt.NDArray[np.int64]
 
@@ -101,12 +99,10 @@ def bounded(allocated: Integers, device: Device) -> npt.NDArray[np.int8]:
 def expected(allocated: Integers, device: Device) -> npt.NDArray[np.int8]:
     """The outlook over a card (`planner.verdict.outlook`) by column: a usual reserve instead of a replay."""
     context, accuracy = verdicts.context_of(device), accuracy_of("analytic")
-    middle, high = (
-        round_up(allocated + ceil_div(allocated * share, 1000), SEGMENT_ROUNDING_BYTES) - allocated
-        for share in (runtime.RESERVE_MIDDLE, runtime.RESERVE_HIGH)
-    )
-    error = ceil_div(allocated * accuracy.allocated, 10_000) + (high - middle) + context.error_bytes
-    headroom = verdicts.budget_bytes(device) - (allocated + middle + context.nbytes)
+    columns: Any = allocated  # arithmetic alone
+    reserve = verdicts.reserve_of(columns, device)
+    error = ceil_div(allocated * accuracy.allocated, 10_000) + reserve.error_bytes + context.error_bytes
+    headroom = verdicts.budget_bytes(device) - (allocated + reserve.nbytes + context.nbytes)
     lacks = allocated > verdicts.usable_bytes(device)
     return np.where(lacks, 2, np.where(headroom < error, 1, 0)).astype(np.int8)
 

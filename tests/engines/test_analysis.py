@@ -7,10 +7,11 @@ import pytest
 from planner.architecture import build_spec
 from planner.engines.analysis import Analysis, host_ram
 from planner.engines.reading import IN_TURN, NEVER
-from planner.history import History
-from planner.ledger import Ledger
+from planner.history import History, Stretch
+from planner.ledger import Ledger, Phase
 from planner.recipe import make_recipe
 from planner.stack import Reading, behaviours, parse_stack, resolve
+from planner.unrolling import unroll_events
 from tests.engines.tiny import LLAMA
 
 V, D, F, L, KV = 1000, 128, 320, 3, 64
@@ -25,7 +26,7 @@ def analysis(reading: Reading) -> tuple[Analysis, list[int | None]]:
         asked.append(pace)
         return History(flushes=[0])
 
-    return Analysis(Ledger("analytic", (), ()), 0, 0, 0, 0, 0, 0, run_key=(), reading=reading, _write=write), asked
+    return Analysis(Ledger("analytic", (), ()), 0, 0, 0, 0, 0, 0, 0, run_key=(), reading=reading, _write=write), asked
 
 
 def test_a_history_is_written_once_and_when_somebody_asks():
@@ -74,3 +75,15 @@ def test_host_ram_is_the_largest_tensor_or_the_whole_model(knobs, stack, expecte
 
     assert spec.num_parameters == PARAMETERS
     assert host_ram(spec, recipe, behaviours(versions, recipe)) == expected
+
+
+def test_a_history_without_its_flushes_has_none_once_unrolled_either():
+    """A history that shares its shape with another batch's would bring that one's flushes along."""
+    shape = History(flushes=[0])
+    shape.stretches.append(Stretch(Phase.LOAD, 0, 0))
+    found = Analysis(
+        Ledger("analytic", (), ()), 0, 0, 0, 0, 0, 0, 0, run_key=(), reading="in_doubt", _write=lambda _: shape.with_sizes([])
+    )
+    flushes = [list(unroll_events(other()).flushes) for other in found.other_histories()]
+
+    assert flushes == [[0]] * 4 + [[]] * 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -44,7 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-class _EveryLayer(courses._InOrder):
+class _EveryLayer(courses.InOrder):
     """A step in which each instance is run."""
 
     def schedule(self, input_needs_grad: bool) -> Any:
@@ -87,7 +88,7 @@ def spelled(found: History) -> list[tuple[Any, ...]]:
 def test_three_instances_stand_for_all(model, recipe, monkeypatch):
     """Unrolled, the history is the one in which every layer was run: size, name and module of every birth, and each death."""
     three = history(MODELS[model], RECIPES[recipe])
-    monkeypatch.setattr(courses, "_InOrder", _EveryLayer)
+    monkeypatch.setattr(courses, "InOrder", _EveryLayer)
     whole = history(MODELS[model], RECIPES[recipe])
 
     assert three.repeat >= 4
@@ -155,3 +156,39 @@ def test_where_three_do_not_stand_for_all_every_layer_is_run(monkeypatch):
 
     assert found.repeat == 0
     assert [found.sizes[e] if e >= 0 else None for e in found.events] == [whole.sizes[e] if e >= 0 else None for e in whole.events]
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_another_cards_workspaces_are_all_that_differs(model):
+    """On a card where cuBLAS takes 32 MiB, the history of one where it takes less is the one that is written there, with those sizes."""
+    spec, recipe = planned(MODELS[model], **RECIPES["qlora"])
+    known = behaviours(LATEST, recipe)
+    preparation, decoder = prepare(spec, recipe, known), decoder_of(spec)
+    resting, kernels = rest(spec, preparation, recipe, decoder.reaches), kernels_of(preparation, recipe, (8, 0))
+    small, large = (Course(spec, decoder, preparation, recipe, known, resting, kernels, size).write() for size in (8 << 20, 32 << 20))
+    found = small.with_workspaces(32 << 20)
+
+    assert [large.names[i] for i in large.workspaces] == [f"cuBLAS workspace of the {thread} thread" for thread in ("forward", "autograd")]
+    assert (found.sizes, found.events, found.workspaces) == (large.sizes, large.events, large.workspaces)
+    assert small.sizes != large.sizes
+    assert small.with_workspaces(8 << 20) is small
+    assert (unroll_history(found).sizes, unroll_history(found).events) == (unroll_history(large).sizes, unroll_history(large).events)
+
+
+def test_orders_of_loading_share_the_step():
+    """Where every layer is run for several paces, the step is run once for all, and each history is the one that runs its own."""
+    spec, recipe = planned(DEEP, **RECIPES["qlora"])
+    known = behaviours(LATEST, recipe)
+    preparation, decoder = prepare(spec, recipe, known), decoder_of(spec)
+    resting, kernels = rest(spec, preparation, recipe, decoder.reaches), kernels_of(preparation, recipe, (8, 0))
+    kept: list[courses.InOrder] = []
+
+    def share(_: object, run: Callable[[], courses.InOrder]) -> courses.InOrder:
+        if not kept:
+            kept.append(run())
+        return kept[0]
+
+    for pace in (0, 25, 50):
+        shared, own = (Course(spec, decoder, preparation, recipe, known, resting, kernels, 8, *more).write(pace) for more in ((share,), ()))
+        assert shared.model_dump() == own.model_dump()
+    assert len(kept) == 1

@@ -59,14 +59,14 @@ def test_the_parts_of_a_report_are_all_of_it(report):
 
 
 def test_without_a_card_the_common_ones_are_listed():
-    """Each common card with what is to be expected of it, and no reserve that nobody simulated."""
+    """Each common card with its verdict, and what the process holds where there is room."""
     found = estimate("meta-llama/Llama-3.2-1B", stack="latest", gpu=None)
     if found.device is not None:
         pytest.skip("there is a card here")
     whole = "\n".join(texts(found))
 
-    assert all(card.device.name in whole for card in found.outlook)
-    assert "reserve and context" not in whole
+    assert all(card.name in whole for card in found.outcomes)
+    assert f"{found.peak.process_bytes / 2**30:.2f} GiB process" in whole
 
 
 def test_a_report_of_published_fields_alone_is_shown_too(report):

@@ -11,6 +11,7 @@ from planner import api, verdict
 from planner.device import Device
 from planner.errors import QplanError
 from planner.job import Job
+from planner.own_values import OwnValues
 from planner.recipe import make_recipe
 from planner.sweeping.deciding import OUTCOMES, UNDECIDED, Judge, bounded, expected, judge
 from planner.sweeping.grid import Grid, make_axes
@@ -80,7 +81,9 @@ def test_an_outlook_by_column_is_the_outlook():
     """Without a replay, the outcomes are those of `planner.verdict.outlook`, point by point."""
     draw = random.Random(5)  # noqa: S311 - samples, not secrets
     sizes = [int(2 ** draw.uniform(20, 38)) for _ in range(300)]
-    for card in (api.gpus()[0], Device("card", 24 << 30, (8, 6), used_bytes=3 << 30), Device("small", 1 << 29, (7, 5))):
+    own = OwnValues(context_bytes=400 << 20, workspace_bytes=None, reserve_per_mille=90, measured="by hand")
+    measured = Device("measured", 24 << 30, (8, 6), own=own)
+    for card in (api.gpus()[0], Device("card", 24 << 30, (8, 6), used_bytes=3 << 30), Device("small", 1 << 29, (7, 5)), measured):
         found = expected(np.array(sizes), card)
 
         assert [OUTCOMES[code] for code in found] == [verdict.outlook(size, card, "forward", "analytic").outcome for size in sizes]
