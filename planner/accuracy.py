@@ -6,9 +6,8 @@ The tests compute every figure again from the rows that it names. None of them e
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from planner.units import MIB, ceil_div
+from planner.value import NamedTuple
 
 
 class Accuracy(NamedTuple):

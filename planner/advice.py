@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.errors import QplanError
 from planner.recipe import Recipe
 from planner.report import Report, Suggestion, Verdict
 from planner.spec import ModelSpec
 from planner.units import ceil_div
+from planner.value import NamedTuple
 
 # Below this share of the peak a saving is not worth a line.
 NOTICEABLE_PERCENT = 1

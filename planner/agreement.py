@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.display import Displayed
 from planner.ledger import Category, Ledger, Peak, Phase
 from planner.units import human
+from planner.value import NamedTuple
 
 _TOLD_APART = (
     "the closed form declares what a tensor is for, the trace tells it by a rule: where parts differ and their sum does not, the same "

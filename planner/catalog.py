@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import model_specs
 from planner.cards import common_devices, find_device, list_devices, local_device
 from planner.config_file import adapter_error, printable, read_config, read_object
 from planner.errors import InvalidConfigError, QplanError, UnknownModelError
-from planner.value import Value
+from planner.value import NamedTuple, Value
 
 __all__ = [
     "Checkpoint",

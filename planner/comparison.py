@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.display import Displayed
 from planner.errors import QplanError
 from planner.ledger import Category
 from planner.report import CardVerdict, Report
-from planner.value import Value
+from planner.value import NamedTuple, Value
 
 SCHEMA_VERSION = 1
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.ledger import Category, Phase
+from planner.value import NamedTuple
 
 WARM_UP_MARGIN = 12 * (1 << 30) // 10
 """

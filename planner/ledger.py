@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.display import Displayed
+from planner.value import NamedTuple
 
 
 class Category(str, Enum):
@@ -106,8 +107,8 @@ class Rows:
         self.ends: list[int] = []
         self.scopes: list[str] = []
         self.formulas: list[str] = []
-        for allocation in allocations:
-            self.add(allocation)
+        for column, values in zip(self.columns, zip(*allocations, strict=True), strict=False):  # without rows there are no columns
+            column.extend(values)
 
     def extend(self, other: Rows) -> None:
         """Append the allocations of others."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import field
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner import api, verifying
 from planner.engines.installed import traced_engine
 from planner.errors import InvalidRecipeError
 from planner.measuring import TIMEOUT_S, Order, Progress, check_timeout, ordered, run_child
 from planner.simulation import Failure
-from planner.value import Value
+from planner.value import NamedTuple, Value
 from planner.verification import SCHEMA_VERSION, failure_of
 
 STEPS = {"batch_size": 1, "seq_len": 64}

@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from planner import driver
 from planner.errors import UnavailableError
 from planner.hardware import NO_BYTES, Card, Instance, Machine, Memory, Process
+from planner.value import NamedTuple
 
 WSL_FILE = "/dev/dxg"
 """The card as Windows lends it to WSL."""

@@ -12,14 +12,14 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from planner import home
 from planner.device import Device
 from planner.errors import InvalidOutputError
 from planner.files import write_whole
 from planner.units import GIB, ceil_div
-from planner.value import replace
+from planner.value import NamedTuple, replace
 
 FOLDER = "cards"
 SCHEMA_VERSION = 1

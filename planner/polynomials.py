@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import comb, gcd
-from typing import NamedTuple
 
 from planner.symbolic import Recording, Size
+from planner.value import NamedTuple
 
 Monomial = tuple[str, ...]
 """Names of variables in alphabetical order, each as often as its power; none for a constant."""

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from planner.dtypes import DType
 from planner.errors import UnsupportedModelError, UnsupportedRecipeError
@@ -21,7 +21,7 @@ from planner.recipe import Recipe
 from planner.spec import ModelSpec, Module, ModuleKind
 from planner.stack import Behaviours
 from planner.targeting import OLD_EXPERT_NAMES, Targeting, find_targets, leaf, output_embedding, parameter_paths
-from planner.value import Value, replace
+from planner.value import NamedTuple, Value, replace
 
 # transformers@5.23.0, `_keep_in_fp32_modules` of each family: not quantised, and fp32 where the load dtype is fp16.
 _KEPT_FROM_FP16 = {

@@ -17,7 +17,7 @@ What counts as fitting is the verdict `fits`: a simulated run with more room tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner import advice, api
 from planner.api import Model
@@ -28,7 +28,7 @@ from planner.recipe import Recipe, make_recipe
 from planner.report import DeviceReport, Verdict
 from planner.stack import Stack
 from planner.units import gib
-from planner.value import Value
+from planner.value import NamedTuple, Value
 
 SCHEMA_VERSION = 1
 EFFECTIVE_BATCH = 16

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+
+from planner.value import NamedTuple
 
 
 class Repetition(NamedTuple):

@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from planner.device import Device
 from planner.display import Displayed
 from planner.ledger import Ledger
 from planner.recipe import Recipe
 from planner.stack import Stack
-from planner.value import Value, plain
+from planner.value import NamedTuple, Value, plain
 
 if TYPE_CHECKING:
     from planner.agreement import Agreement

@@ -11,14 +11,14 @@ from contextlib import suppress
 from copy import copy
 from functools import cached_property
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.allocator import AllocatorSettings, native
 from planner.allocator.program import Ending, run
 from planner.history import WARM_UP_MARGIN, History
 from planner.ledger import Category, Phase
 from planner.unrolling import Unrolled, unroll_events
-from planner.value import replace
+from planner.value import NamedTuple, replace
 
 
 class Failure(NamedTuple):

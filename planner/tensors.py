@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from planner.dtypes import DType
 from planner.ledger import Category, Phase
+from planner.value import NamedTuple
 
 if TYPE_CHECKING:
     from planner.schedule import Tape

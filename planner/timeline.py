@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
 
 from planner.allocator import AllocatorSettings, Block, CachingAllocator, OutOfMemory
 from planner.history import History
 from planner.ledger import Category, Phase, Span
-from planner.value import Value
+from planner.value import NamedTuple, Value
 
 _LAYER = re.compile(r"(?<![^.])\d+(?![^.])")  # a layer's number in a module's path
 

@@ -10,12 +10,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import NamedTuple
 
 from planner.allocator.program import Part, Program, extend, pack
 from planner.history import History, Stretch
 from planner.ledger import Phase
 from planner.repetition import Repetition, numbered, repetition
+from planner.value import NamedTuple
 
 __all__ = ["NotRepeatable", "Repetition", "Unrolled", "repetition", "unroll_events", "unroll_history"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.display import Displayed
 from planner.ledger import Category, Ledger, Phase
@@ -13,7 +13,7 @@ from planner.records.record import Level, Row
 from planner.report import ModelReport, PhaseReport
 from planner.simulation import Failure
 from planner.units import human
-from planner.value import Value
+from planner.value import NamedTuple, Value
 
 SCHEMA_VERSION = 1
 _TELLING = 1000

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import typing
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import pytest
 
-from planner.value import Value, plain, replace
+import planner.value
+from planner.value import NamedTuple, Value, plain, replace
 
 
 class Point(Value):
@@ -146,3 +148,56 @@ def test_replacing_fields():
 def test_plain_goes_all_the_way_down():
     """Values, named tuples, dictionaries and tuples inside each other become what JSON holds."""
     assert plain({1: Pair(Point(1), (2, 3))}) == {"1": {"left": {"x": 1, "y": 0, "tags": [], "note": ""}, "right": [2, 3]}}
+
+
+class Named2(typing.NamedTuple):
+    """What `typing` makes: the oracle."""
+
+    left: Point
+    right: int | None = None
+
+    @property
+    def both(self) -> tuple[Point, int | None]:
+        """The pair."""
+        return self.left, self.right
+
+
+class Quick(planner.value.NamedTuple):
+    """The same, made here."""
+
+    left: Point
+    right: int | None = None
+
+    @property
+    def both(self) -> tuple[Point, int | None]:
+        """The pair."""
+        return self.left, self.right
+
+
+def test_a_named_tuple_is_typings():
+    """A tuple with the same fields, defaults, methods, documentation, text and copies; annotations stay what was written."""
+    ours, theirs = Quick(Point(1)), Named2(Point(1))
+
+    assert tuple(ours) == tuple(theirs)
+    assert (ours._asdict(), Quick._fields, Quick._field_defaults) == (theirs._asdict(), Named2._fields, Named2._field_defaults)
+    assert repr(ours) == repr(theirs).replace("Named2", "Quick")
+    assert ours._replace(right=3).both == theirs._replace(right=3).both
+    assert (Quick.__module__, Quick.__qualname__, Quick.__doc__) == (__name__, "Quick", "The same, made here.")
+    assert Quick.__annotations__ == {"left": "Point", "right": "int | None"}
+    assert typing.get_type_hints(Quick) == typing.get_type_hints(Named2)
+    assert pickle.loads(pickle.dumps(ours)) == copy.copy(ours) == ours  # noqa: S301 - our own
+    for make in (Quick, Named2):
+        with pytest.raises(TypeError):
+            make()
+        with pytest.raises(AttributeError):
+            make(Point(1)).left = 2
+
+
+@pytest.mark.parametrize("base", [planner.value.NamedTuple, typing.NamedTuple])
+def test_a_default_before_a_field_without_one_is_refused(base):
+    """As `typing` refuses it, when the class is made."""
+    with pytest.raises(TypeError, match="default"):
+
+        class Wrong(base):
+            first: int = 1
+            second: int

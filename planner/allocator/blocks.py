@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from typing import NamedTuple
+
+from planner.value import NamedTuple
 
 LIVE, FREE, UNMAPPED = 0, 1, 2
 """States of a block: given away; cached; addresses without memory behind them (expandable segments only)."""

@@ -12,7 +12,9 @@ import sys
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from planner.value import NamedTuple
 
 SOURCE = Path(__file__).with_name("replay.c")
 SOURCES = (SOURCE, SOURCE.with_name("blocks.h"), SOURCE.with_name("expandable.h"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 from planner.allocator import native
 from planner.allocator.blocks import Block
 from planner.allocator.caching import CachingAllocator
 from planner.allocator.replay import replay
 from planner.allocator.settings import AllocatorSettings
+from planner.value import NamedTuple
 
 MOST = 1 << 42
 """Bytes of a storage from which on sums of them may not fit 64 bits; no card has that much."""

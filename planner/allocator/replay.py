@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from planner.allocator.blocks import Block
 from planner.allocator.caching import CachingAllocator, OutOfMemory
+from planner.value import NamedTuple
 
 
 class Replay(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
 
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
 from planner.errors import InvalidConfigError
+from planner.value import NamedTuple
 
 # The ways to scale rotary positions that transformers@5.23.0 knows (modeling_rope_utils.py, ROPE_INIT_FUNCTIONS), and none.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")

@@ -7,7 +7,7 @@ the model, for what occurs once), as in the module table.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from planner.value import NamedTuple
 
 
 class NormSpec(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from planner.architecture.decoder import Decoder
 from planner.architecture.fields import Fields
 from planner.architecture.table import Table
+from planner.value import NamedTuple
 
 
 class Family(NamedTuple):

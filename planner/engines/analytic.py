@@ -63,7 +63,8 @@ def analyse(spec: ModelSpec, recipe: Recipe, stack: Stack, device: Device | None
     steps, spans = base.layouts(recipe, kernels).steps(recipe)
 
     end = spans[-1].end
-    rows = Rows(row if row.end else row._replace(end=end) for row in resting.rows)
+    rows = Rows(resting.rows)
+    rows.ends = [until or end for until in rows.ends]
     workspace = workspace_of(device, capability)
     for thread in PRODUCT_THREADS:
         name = f"cuBLAS workspace of the {thread} thread"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import NamedTuple
 
 from planner.dtypes import DType
 from planner.engines.reading import IN_TURN, Deed, Pace, reading_order
@@ -21,6 +20,7 @@ from planner.recipe import Recipe
 from planner.spec import Buffer, ModuleKind
 from planner.stack import Behaviours
 from planner.units import ceil_div
+from planner.value import NamedTuple
 
 Place = Callable[[int], int | None]
 """From a layer of the decoder to the instance of the repeated layers that it is in; None for none of them."""

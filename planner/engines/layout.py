@@ -9,13 +9,14 @@ for them. So the third time a recipe comes with another batch, its step is run w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from planner.extrapolation import unroll
 from planner.ledger import Rows, Span
 from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.symbolic import Recording
+from planner.value import NamedTuple
 
 if TYPE_CHECKING:
     from planner.history import History

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from planner.architecture.decoder import Layer, NormSpec
 from planner.dtypes import DType
@@ -15,6 +15,7 @@ from planner.recipe import Recipe
 from planner.schedule import Tape
 from planner.spec import ModuleKind
 from planner.tensors import Tensor
+from planner.value import NamedTuple
 
 if TYPE_CHECKING:
     from planner.operations.short_convolution import Convolution

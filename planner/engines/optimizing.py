@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from planner.dtypes import DType
 from planner.formulas.gradients import clip_grad_norm
 from planner.formulas.optimizer import MIN_8BIT_ELEMENTS, VARIANTS, Loop, Parameter, Rule, Variant, shared_states, states
 from planner.history import History
 from planner.ledger import Category
+from planner.value import NamedTuple
 
 
 class Trained(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from planner.preparation import Preparation, PreparedModule
 from planner.recipe import Recipe
 from planner.spec import ModuleKind
+from planner.value import NamedTuple
 
 
 class Trap(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import NamedTuple
 
 from planner.dtypes import DType
 from planner.units import MIB, round_up
+from planner.value import NamedTuple
 
 # c10/core/AllocatorConfig.h (torch 2.13.0): kMinBlockSize, kSmallSize, kMinLargeAlloc, kLargeBuffer, kRoundLarge.
 BLOCK_BYTES = 512

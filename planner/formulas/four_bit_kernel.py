@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from planner.dtypes import DType
 from planner.formulas.weights import BLOCK_ELEMENTS
 from planner.units import ceil_div
+from planner.value import NamedTuple
 
 ALWAYS_FUSED_TOKENS = 4
 NEVER_FUSED_ABOVE_TOKENS = 1536

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
-from typing import NamedTuple
 
 from planner.dtypes import DType
 from planner.formulas.blocks import allocated, larger, largest
 from planner.units import ceil_div
+from planner.value import NamedTuple
 
 # bitsandbytes@0.50.2, optim/optimizer.py: Optimizer2State(min_8bit_size=4096), init_state(blocksize=256), get_state_buffer(1e5).
 MIN_8BIT_ELEMENTS = 4096

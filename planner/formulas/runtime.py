@@ -6,10 +6,9 @@ None is a formula. Contexts enter every verdict; the reserve only the outlook ov
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from planner.formulas.blocks import SEGMENT_ROUNDING_BYTES
 from planner.units import MIB, ceil_div, round_up
+from planner.value import NamedTuple
 
 
 class Estimate(NamedTuple):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from planner.dtypes import DType
 from planner.formulas.blocks import TensorBytes, Tensors, larger, smaller
 from planner.units import KIB, MIB, ceil_div, round_up
+from planner.value import NamedTuple
 
 if TYPE_CHECKING:
     from planner.device import Device

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from planner.architecture.decoder import Attention
 from planner.dtypes import DType
@@ -25,6 +24,7 @@ from planner.operations.elementwise import (
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
 from planner.units import round_up
+from planner.value import NamedTuple
 
 
 class Shape(NamedTuple):

@@ -7,7 +7,7 @@ Local names are kept and dropped where the original keeps and drops them: that i
 from __future__ import annotations
 
 from dataclasses import field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from planner.architecture.decoder import Attention, Layer, Mlp, Moe, NormSpec
 from planner.operations.attention import Positions, Shape, attend
@@ -19,7 +19,7 @@ from planner.operations.norm import Norm, norm
 from planner.operations.rotary import JOINED, apply_rotary
 from planner.schedule import Tape
 from planner.tensors import Tensor
-from planner.value import Value
+from planner.value import NamedTuple, Value
 
 if TYPE_CHECKING:
     from planner.operations.short_convolution import Convolution

@@ -7,7 +7,6 @@ Shapes: T tokens, of which N are scored; d hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from planner.dtypes import DType
 from planner.formulas.blocks import smaller
@@ -17,6 +16,7 @@ from planner.operations.linear import Linear
 from planner.schedule import Tape
 from planner.tensors import Grads, Saved, Tensor
 from planner.units import ceil_div, next_power_of_two
+from planner.value import NamedTuple
 
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.device import Device
 from planner.recipe import Recipe
 from planner.records.record import Record
 from planner.spec import ModelSpec
+from planner.value import NamedTuple
 
 
 class Near(NamedTuple):

@@ -12,13 +12,13 @@ import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from planner.errors import InvalidRecordError, QplanError
 from planner.ledger import Category, Phase
 from planner.recipe import KNOBS, Recipe, make_recipe
 from planner.stack import PACKAGES, Stack
-from planner.value import Value
+from planner.value import NamedTuple, Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

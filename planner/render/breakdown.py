@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from planner.errors import InvalidRecipeError
 from planner.ledger import Category
 from planner.render.chart import Chart, finish, style
 from planner.render.palette import COLOURS, RESERVE, label
 from planner.report import Report
+from planner.value import NamedTuple
 
 _SEEN_PARTS = 400
 """A part of a bar is seen where it is more than one of so many of the longest."""

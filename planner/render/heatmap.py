@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from planner.errors import InvalidRecipeError
 from planner.render.chart import Chart, finish, style
 from planner.units import GIB
+from planner.value import NamedTuple
 
 Columns = Mapping[str, NDArray[Any]]
 OUTCOMES = ("does_not_fit", "tight", "fits")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from planner.errors import InvalidRecipeError
 from planner.recipe import Recipe
 from planner.render.terminal import printable
 from planner.stack import Behaviours, Stack, behaviours
+from planner.value import NamedTuple
 
 if TYPE_CHECKING:
     from planner.dtypes import DType

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
 
 from planner import verdict as verdicts
 from planner.accuracy import accuracy_of
@@ -22,6 +21,7 @@ from planner.ledger import Category, Phase
 from planner.report import Verdict
 from planner.solving.bracket import last_within
 from planner.units import MIB
+from planner.value import NamedTuple
 
 _SLACK = MIB
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from planner.job import Job
 from planner.sweeping.grid import Grid
 from planner.sweeping.parts import Points
 from planner.units import MIB, ceil_div
+from planner.value import NamedTuple
 
 Integers = npt.NDArray[np.int64]
 

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from planner.value import NamedTuple
 
 TRIES = 3
 """How often a task is tried that fails: once, and twice again."""

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.device import Device
 from planner.errors import InvalidRecipeError, UnsupportedRecipeError
 from planner.recipe import KNOBS, RANGES, Recipe, make_recipe
 from planner.spec import ModelSpec
 from planner.stack import Stack
-from planner.value import Value
+from planner.value import NamedTuple, Value
 
 _TUPLES = ("targets", "modules_to_save")
 """Knobs that are tuples of names themselves."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from planner.sweeping.deciding import OUTCOMES, UNDECIDED, Judge, Verdicts
 from planner.sweeping.grid import Axis, Grid, Unit
 from planner.sweeping.parts import Points
 from planner.sweeping.table import Column, Table, joined, numbers, texts
+from planner.value import NamedTuple
 
 Integers = npt.NDArray[np.int64]
 

@@ -7,12 +7,13 @@ Texts are kept once, and each row has a number; where there is no value, a numbe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from planner.errors import MissingExtraError
+from planner.value import NamedTuple
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from planner.sweeping.grid import Grid, Unit
 from planner.sweeping.parts import Points
 from planner.sweeping.points import knob_columns
 from planner.sweeping.table import Column, Table, joined, numbers, texts
+from planner.value import NamedTuple
 
 _PHASES = tuple(phase.value for phase in Phase)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from planner.history import History, Stretch
 from planner.ledger import Category, Phase
+from planner.value import NamedTuple
 
 UNSEEN = "taken inside a kernel"
 """What no dispatcher saw: scratch of a kernel, a workspace of a library."""

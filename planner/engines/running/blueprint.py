@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -21,6 +21,7 @@ from planner.engines.running.older import dtype_argument
 from planner.errors import UnsupportedModelError
 from planner.recipe import Recipe
 from planner.spec import ModelSpec
+from planner.value import NamedTuple
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -26,6 +26,7 @@ from planner.errors import UnsupportedModelError
 from planner.ledger import Phase
 from planner.recipe import Recipe
 from planner.stack import Behaviours
+from planner.value import NamedTuple
 
 
 def import_libraries(recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from planner.engines.running.books import Books
 from planner.repetition import Repetition, repetition
+from planner.value import NamedTuple
 
 
 class Stack(NamedTuple):
