@@ -8,7 +8,7 @@ from typing import Any
 from planner.display import Displayed
 from planner.errors import QplanError
 from planner.ledger import Category
-from planner.report import CardVerdict, Report
+from planner.report import Report
 from planner.value import NamedTuple, Value
 
 SCHEMA_VERSION = 1
@@ -73,7 +73,7 @@ def row(model: str, method: str, run: Callable[[], Report]) -> Row:
         report = run()
     except QplanError as error:
         return Row(model, method, error=error.message)
-    card = smallest_card(report.verdicts)
+    smallest = next((card for card in report.outcomes if card.outcome != "does_not_fit"), None)
     weights = (Category.PARAMETER, Category.QUANT_STATE)
     return Row(
         model=model,
@@ -83,12 +83,6 @@ def row(model: str, method: str, run: Callable[[], Report]) -> Row:
         allocated_bytes=report.peak.allocated_bytes,
         process_bytes=report.peak.process_bytes,
         binding_phase=report.peak.phase,
-        smallest_card=None if card is None else card.device.name,
-        outcome=None if card is None else card.verdict.outcome,
+        smallest_card=None if smallest is None else smallest.name,
+        outcome=None if smallest is None else smallest.outcome,
     )
-
-
-def smallest_card(cards: tuple[CardVerdict, ...]) -> CardVerdict | None:
-    """The smallest card that takes the run, a tight fit included."""
-    fitting = [card for card in cards if card.verdict.fits]
-    return min(fitting, key=lambda card: card.device.total_bytes, default=None)
