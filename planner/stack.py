@@ -158,6 +158,8 @@ class Behaviours(Value):
         adapter_dtype: What LoRA's A and B rest in. PEFT >= 0.12 casts half-precision adapters to fp32
             (tuners/tuners_utils.py, `cast_adapter_dtype`); TRL >= 0.26 casts all that is trainable over a quantised base to
             bf16 (trainer/sft_trainer.py, `__init__`).
+        adapters_in_compute_dtype: Whether A and B come onto the card, over a 4-bit base, in its compute dtype, before that cast:
+            PEFT >= 0.19 (tuners/tuners_utils.py, `_get_base_layer_device_and_dtype`); before, as they are made, in fp32.
         magnitude_dtype: What DoRA's magnitudes rest in: TRL >= 1.15 leaves them out of that cast.
         trains_quantized_in: The type that the entry point casts every other trainable parameter over a quantised base to, if
             any.
@@ -203,6 +205,7 @@ class Behaviours(Value):
     has_fused_head: bool
     has_chunked_loss: bool
     adapter_dtype: DType
+    adapters_in_compute_dtype: bool
     magnitude_dtype: DType
     trains_quantized_in: DType | None
     kbit_upcast: Literal["all", "norms", "none"]
@@ -241,6 +244,7 @@ def behaviours(stack: Stack, recipe: Recipe) -> Behaviours:
         has_fused_head=is_trl and stack.at_least("trl", 1, 15),
         has_chunked_loss=is_loop or (is_trl and stack.at_least("trl", 1, 4)),
         adapter_dtype=DType.BF16 if casts_adapters else DType.FP32,
+        adapters_in_compute_dtype=stack.at_least("peft", 0, 19),
         magnitude_dtype=DType.BF16 if casts_magnitudes else DType.FP32,
         trains_quantized_in=DType.BF16 if casts_adapters else None,
         kbit_upcast="none" if not prepared else "norms" if casts_back else "all",

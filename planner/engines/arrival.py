@@ -2,7 +2,7 @@
 How a model comes onto the card, tensor by tensor: the beginning of a history.
 
 Straight to the card tensors come in the order of the checkpoint's sorted names, and are quantised as `reading` has it. A model that was
-built on the CPU is moved in the order of its modules. kbit-prepare then casts one by one, and adapters and buffers follow.
+built on the CPU is moved in the order of its modules. kbit-prepare then casts one by one, and adapters follow.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Arrival:
 
     Source:
         transformers@5.23.0, modeling_utils.py caching_allocator_warmup, core_model_loading.py (`dot_natural_key`);
-        torch@2.13.0, nn/modules/module.py, Module._apply; bitsandbytes@0.50.2, functional.py, quantize_4bit;
+        torch@2.13.0, nn/modules/module.py, Module._apply; bitsandbytes@0.50.2, functional.py, quantize_4bit, get_4bit_type, and
+        backends/cuda/ops.py;
         peft@0.21.2, utils/other.py, prepare_model_for_kbit_training.
     """
 
@@ -86,6 +87,8 @@ class Arrival:
         self.dtype = DType(recipe.dtype)
         self.dense: dict[str, int] = {}
         self.has_map = False
+        # a trainer moves what PEFT has wrapped; a loop moves the model itself, and wraps it then
+        self.wraps_on_card = known.loads_on == "cuda" or recipe.entry_point == "loop"
 
     def write(self, modules: list[Placed], preparation: Preparation, buffers: tuple[Buffer, ...], pace: Pace = IN_TURN) -> None:
         """
@@ -103,18 +106,31 @@ class Arrival:
                 h.warm_up = h.add(self._checkpoint_bytes(preparation), "warm-up of the allocator", Category.TEMPORARY)
                 h.drop(h.warm_up)
             self._read(modules, pace)
+            self._buffers(buffers)
         else:
-            for name, module, numel, dtype, _ in _tensors(modules, self.dtype):
-                self._stay(name, module, numel * dtype.num_bytes)
+            self._move(modules, buffers)
         h.stretches.append(Stretch(Phase.LOAD, 0, len(h.events)))
         self._cast(modules)
         if self.recipe.kbit_prepare and self.known.empty_cache_after_kbit_prepare:
             h.flushes.append(len(h.events))
-        self._adapt(modules)
+        if self.wraps_on_card:
+            self._adapt(modules)
+        h.stretches.append(Stretch(Phase.PREPARE, h.stretches[-1].end, len(h.events)))
+
+    def _move(self, modules: list[Placed], buffers: tuple[Buffer, ...]) -> None:
+        """Module after module, with what PEFT put around it; a buffer comes where its own module is: behind the model's other modules."""
+        last = {module.name.partition(".")[0]: i for i, module in enumerate(modules)}
+        for i, module in enumerate(modules):
+            for name, _, numel, dtype, _ in _tensors([module], self.dtype):
+                self._stay(name, module, numel * dtype.num_bytes)
+            if not self.wraps_on_card:
+                self._wrap(module)
+            self._buffers(tuple(buffer for buffer in buffers if last.get(buffer.name.partition(".")[0], len(modules) - 1) == i))
+
+    def _buffers(self, buffers: tuple[Buffer, ...]) -> None:
         for buffer in buffers:
             for _ in range(buffer.count):
-                h.add(_numel(buffer) * (buffer.dtype or self.dtype).num_bytes, buffer.name, Category.BUFFER)
-        h.stretches.append(Stretch(Phase.PREPARE, h.stretches[-1].end, len(h.events)))
+                self.history.add(_numel(buffer) * (buffer.dtype or self.dtype).num_bytes, buffer.name, Category.BUFFER)
 
     def _checkpoint_bytes(self, preparation: Preparation) -> int:
         """What the warm-up asks for: 4-bit weights count half a byte, 8-bit ones one."""
@@ -154,7 +170,7 @@ class Arrival:
         if row.quantization != "int8":
             return self._four_bits(module, n)
         dropped = [] if self.dtype is DType.FP16 else [self._passing("weight in fp16", module, n * DType.FP16.num_bytes)]
-        for tensor in int8_weight(row.module.out_features, row.module.in_features):
+        for tensor in reversed(int8_weight(row.module.out_features, row.module.in_features)):  # the scales are there first
             self._stay(tensor.name, module, tensor.nbytes, _category(tensor.name))
         return dropped
 
@@ -164,17 +180,24 @@ class Arrival:
         dropped = []
         if module.row.module.kind is ModuleKind.CONV1D:
             dropped.append(self._passing("transposed weight", module, n * self.dtype.num_bytes))
-        packed, *statistics = four_bit_weight(n, double_quant=nested)
+        packed, absmax, code, *more = four_bit_weight(n, double_quant=nested)
         if nested:
             dropped.append(self._passing("scales", module, 4 * ceil_div(n, 64)))
+        else:
+            self._stay(absmax.name, module, absmax.nbytes, Category.QUANT_STATE)
         self._stay(packed.name, module, packed.nbytes)
+        self._stay(code.name, module, code.nbytes, Category.QUANT_STATE)
+        for storage in [self._passing(name, module, nbytes) for name, nbytes in (("absolute code", code.nbytes), ("its maximum", 4))]:
+            h.drop(storage)
         if nested:
+            offset, nested_absmax, nested_code = more
+            self._stay(offset.name, module, offset.nbytes, Category.QUANT_STATE)
             dropped.append(self._passing("centred scales", module, 4 * ceil_div(n, 64)))
             if not self.has_map:
                 h.add(DYNAMIC_MAP.nbytes, "shared dynamic map", Category.QUANT_STATE)
                 self.has_map = True
-        for tensor in statistics:
-            self._stay(tensor.name, module, tensor.nbytes, Category.QUANT_STATE)
+            for tensor in (nested_absmax, absmax, nested_code):
+                self._stay(tensor.name, module, tensor.nbytes, Category.QUANT_STATE)
         return dropped
 
     def _cast(self, modules: list[Placed]) -> None:
@@ -186,29 +209,66 @@ class Arrival:
                 self.history.drop(self.dense[name])
 
     def _adapt(self, modules: list[Placed]) -> None:
-        """Trained copies and adapters; adapters over a quantised base are made in fp32, and cast once all stand."""
-        h = self.history
-        casts: list[tuple[int, int, Placed]] = []
-        for module in modules:
-            row, adapter = module.row, module.row.adapter
-            if row.saved_copy is not None:
-                for numel in filter(None, (row.module.weight_numel, row.module.bias)):
-                    self._stay("trained copy", module, numel * row.saved_copy.num_bytes, Category.ADAPTER)
-            if adapter is None:
-                continue
-            is_cast = self.known.trains_quantized_in is adapter.dtype
-            for name, shape in (("lora_A", adapter.a_shape), ("lora_B", adapter.b_shape)):
-                numel = shape[0] * shape[1]
-                made = DType.FP32 if is_cast else adapter.dtype
-                storage = self._stay(name, module, numel * made.num_bytes, Category.ADAPTER)
-                if is_cast:
-                    casts.append((storage, numel * adapter.dtype.num_bytes, module))
-            if adapter.has_magnitude:
-                size = adapter.magnitude * adapter.magnitude_dtype.num_bytes
-                self._stay("lora_magnitude_vector", module, size, Category.ADAPTER)
-        for storage, nbytes, module in casts:
-            self._stay(h.names[storage], module, nbytes, Category.ADAPTER)
-            h.drop(storage)
+        """
+        Trained copies and adapters. Straight on the card adapters come in a type of the base's; once all stand, PEFT casts those of 16
+        bits to fp32, and then the entry point casts them again.
+
+        Source:
+            peft@0.21.2, tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer, cast_adapter_dtype.
+        """
+        adapters = [adapter for module in modules for adapter in self._wrap(module)]
+        adapters = [self._cast_adapter(a, DType.FP32) if a.made.is_half and self._passes_fp32(a.wanted) else a for a in adapters]
+        for adapter in adapters:
+            if adapter.made is not adapter.wanted:
+                self._cast_adapter(adapter, adapter.wanted)
+
+    def _wrap(self, module: Placed) -> list[_Adapter]:
+        """The trained copy or the adapter of one module; returns A and B."""
+        row, adapter = module.row, module.row.adapter
+        if row.saved_copy is not None:
+            for numel in filter(None, (row.module.weight_numel, row.module.bias)):
+                self._stay("trained copy", module, numel * row.saved_copy.num_bytes, Category.ADAPTER)
+        if adapter is None:
+            return []
+        made, found = self._made_in(row, adapter.dtype), []
+        for name, shape in (("lora_A", adapter.a_shape), ("lora_B", adapter.b_shape)):
+            numel = shape[0] * shape[1]
+            storage = self._stay(name, module, numel * made.num_bytes, Category.ADAPTER)
+            found.append(_Adapter(storage, numel, made, adapter.dtype, module))
+        if adapter.has_magnitude:
+            size = adapter.magnitude * adapter.magnitude_dtype.num_bytes
+            self._stay("lora_magnitude_vector", module, size, Category.ADAPTER)
+        return found
+
+    def _passes_fp32(self, wanted: DType) -> bool:
+        """Whether adapters that rest in a type are in fp32 first: PEFT leaves them so, and the entry point casts those that it trains."""
+        return wanted is DType.FP32 or self.known.trains_quantized_in is wanted
+
+    def _made_in(self, row: PreparedModule, wanted: DType) -> DType:
+        """The type that a module's adapter comes onto the card in; one that was asked for in 16 bits is made so."""
+        if not self.wraps_on_card or not self._passes_fp32(wanted):
+            return wanted
+        if row.module.kind in (ModuleKind.EXPERTS, ModuleKind.PARAMETER) or row.quantization == "int8":
+            return DType.FP32
+        if row.quantization is None:
+            return row.dtype
+        return DType(self.recipe.compute_dtype) if self.known.adapters_in_compute_dtype else DType.FP32
+
+    def _cast_adapter(self, old: _Adapter, dtype: DType) -> _Adapter:
+        """The adapter in another type, and the old one's end."""
+        storage = self._stay(self.history.names[old.storage], old.module, old.numel * dtype.num_bytes, Category.ADAPTER)
+        self.history.drop(old.storage)
+        return old._replace(storage=storage, made=dtype)
+
+
+class _Adapter(NamedTuple):
+    """A or B of an adapter: its storage, elements, the type that it is in, the one that it will rest in, and its module."""
+
+    storage: int
+    numel: int
+    made: DType
+    wanted: DType
+    module: Placed
 
 
 class _Tensor(NamedTuple):

@@ -30,7 +30,8 @@ class Loading:
 
     Source:
         transformers@5.23.0, modeling_utils.py caching_allocator_warmup, core_model_loading.py (quantised tensors one by one);
-        peft@0.21.2, utils/other.py prepare_model_for_kbit_training; the block rules: planner.allocator.
+        bitsandbytes@0.50.2, functional.py quantize_4bit; peft@0.21.2, utils/other.py prepare_model_for_kbit_training; the block rules:
+        planner.allocator.
     """
 
     def __init__(self, preparation: Preparation, recipe: Recipe, known: Behaviours) -> None:
@@ -136,18 +137,20 @@ class Loading:
     def _quantize(self, n: int) -> None:
         """A 4-bit weight and its statistics, made beside the tensor that was read."""
         source = self.allocator.allocate(n * self.dtype.num_bytes)
-        packed, *statistics = four_bit_weight(n, double_quant=self.recipe.double_quant)
-        self._stay(packed.nbytes)
-        if self.recipe.double_quant:
+        packed, absmax, code, *more = four_bit_weight(n, double_quant=self.recipe.double_quant)
+        if not self.recipe.double_quant:
+            for tensor in (absmax, packed, code):
+                self._stay(tensor.nbytes)
+        else:
+            offset, nested_absmax, nested_code = more
             scales = self.allocator.allocate(4 * ceil_div(n, 64))
+            for tensor in (packed, code, offset):
+                self._stay(tensor.nbytes)
             centred = self.allocator.allocate(4 * ceil_div(n, 64))
-            for tensor in statistics:
+            for tensor in (nested_absmax, absmax, nested_code):
                 self._stay(tensor.nbytes)
             self.allocator.free(centred)
             self.allocator.free(scales)
-        else:
-            for tensor in statistics:
-                self._stay(tensor.nbytes)
         self.allocator.free(source)
 
     def _cast(self) -> None:

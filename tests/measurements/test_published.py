@@ -71,10 +71,10 @@ def test_a_race_gives_a_range(run):
 
 
 def test_how_many_reserved_peaks_are_exact():
-    """Of the twenty over a 16-bit base, seventeen to the byte, as the README says."""
+    """Of the twenty over a 16-bit base, nineteen to the byte, as the README says."""
     found = [report(run).peak.reserved_bytes == run.measured["reserved_peak_bytes"] for run in runs("T4") if _is_16_bit(run)]
 
-    assert (len(found), sum(found)) == (20, 17)
+    assert (len(found), sum(found)) == (20, 19)
 
 
 def _is_16_bit(run: Run) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from planner.allocator import AllocatorSettings
+from planner.simulation import Simulation
 from tests.oracle.cases import NAMES, analysis, document, figures, golden_resting_bytes, resting_bytes, saved_bytes
 from tests.oracle.matrix import LAYERS, MODELS, runs
 
@@ -60,8 +62,15 @@ def test_resting_memory_is_exact(name: str, run: str):
 
 
 def test_a_product_holds_the_scales_twice():
-    """Where a 4-bit product is the peak, a copy of one weight's scales more or less is 0.5 % of it."""
-    assert abs(error("starcoder", "qlora-unprepared/none/sdpa/1x512")) <= 0.001
+    """
+    Where a 4-bit product is the peak, a copy of one weight's scales more or less is 0.5 % of it.
+
+    In the simulated allocator, whose remainders of the step's own temporaries are another 0.1 %.
+    """
+    name, run = "starcoder", "qlora-unprepared/none/sdpa/1x512"
+    held = Simulation(lambda: analysis(name, run).history, AllocatorSettings()).endless.allocated_bytes
+
+    assert abs(held / figures(name, run)["allocated_peak_bytes"] - 1) <= 0.0005
 
 
 def test_the_median_error_of_the_fast_runs():

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from planner.architecture import build_spec
 from planner.bookkeeping import steady_bytes
+from planner.engines import analytic
+from planner.history import History
 from planner.ledger import Phase
+from planner.recipe import make_recipe
+from planner.stack import resolve
+from planner.unrolling import unroll_history
+from tests.engines import tiny
 from tests.engines.traced.runs import A100, books, installed, planned, traced
 
 pytest.importorskip("torch")
@@ -59,3 +66,35 @@ def test_progress_is_told() -> None:
     assert len(said) >= 4
     assert "tiny" in said[0]
     assert any("3 of 5 layers" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"entry_point": "trainer"},
+        {"entry_point": "loop"},
+        {"entry_point": "loop", "double_quant": False, "compute_dtype": "fp16", "mixed_precision": "no"},
+        {"entry_point": "loop", "kbit_prepare": False, "modules_to_save": ("lm_head",)},
+        {"quantization": "int8"},
+        {"method": "lora"},
+        {"method": "lora", "entry_point": "loop"},
+        {"method": "full"},
+    ],
+    ids=lambda knobs: "-".join(map(str, knobs.values())) or "default",
+)
+def test_a_model_arrives_in_closed_form_as_the_libraries_bring_it(knobs):
+    """Loading and preparation, event by event: the same births and deaths of the same bytes, in the same order."""
+    spec = build_spec({**tiny.LLAMA, "num_hidden_layers": 5}, id="tiny")
+    recipe = resolve(make_recipe(seq_len=32, **knobs), installed(), spec.dtype)
+    closed, ran = (arrivals(engine(spec, recipe, installed(), A100).history) for engine in (analytic.analyse, analyse))
+
+    assert closed == ran
+
+
+def arrivals(found: History) -> list[tuple[bool, int]]:
+    """Whether a storage is born, and its bytes, for every event before the first step."""
+    whole = unroll_history(found)
+    early = [s for s in whole.stretches if s.phase in (Phase.LOAD, Phase.PREPARE)]
+    events = [event for stretch in early for event in whole.events[stretch.begin : stretch.end]]
+    return [(event >= 0, whole.sizes[event if event >= 0 else ~event]) for event in events]
