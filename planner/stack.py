@@ -179,6 +179,9 @@ class Behaviours(Value):
             (transformers, trainer.py, `compute_loss`).
         linear4bit_saves_input: Whether a frozen 4-bit linear saves its input for backward: no (bitsandbytes 0.50.2,
             autograd/_functions.py, `MatMul4Bit`).
+        rotary_is_product: Whether the angles of rotary embeddings are a matrix product, the first of the step, which takes cuBLAS's
+            workspace: transformers < 5.19; later they are multiplied element by element (models/llama/modeling_llama.py,
+            `LlamaRotaryEmbedding.forward`).
         experts_fused: transformers >= 5.0 stacks the experts of a layer in bare 3-D parameters, which bitsandbytes leaves
             alone.
         quantizes_linear_subclasses: transformers < 5.6 replaces whatever `isinstance(module, nn.Linear)`, later versions only
@@ -214,6 +217,7 @@ class Behaviours(Value):
     outputs_to_fp32: bool
     output_alive_in_backward: bool
     linear4bit_saves_input: bool
+    rotary_is_product: bool
     experts_fused: bool
     quantizes_linear_subclasses: bool
     converts_moe_targets: Literal["all", "names", "none"]
@@ -253,6 +257,7 @@ def behaviours(stack: Stack, recipe: Recipe) -> Behaviours:
         outputs_to_fp32=not is_loop and recipe.mixed_precision != "no",
         output_alive_in_backward=is_loop,
         linear4bit_saves_input=False,
+        rotary_is_product=not stack.at_least("transformers", 5, 19),
         experts_fused=stack.at_least("transformers", 5, 0),
         quantizes_linear_subclasses=not stack.at_least("transformers", 5, 6),
         converts_moe_targets="all" if stack.at_least("peft", 0, 20) else "names" if stack.at_least("peft", 0, 19) else "none",

@@ -188,7 +188,10 @@ class Step:
         width, dtype = decoder.rotary_dim, DType.FP32 if decoder.rotary_in_fp32 else x.dtype
         make = TABLES[decoder.table_style]
         rows = self.tokens if decoder.table_style == "three_axes" else self.recipe.seq_len
+        products = dict(t.products)
         tables = [make(t, rows, width, dtype) for _ in range(decoder.rotary_tables if width else 0)]
+        if not self.known.rotary_is_product:
+            t.products = products
         found = {}
         for layer, attention in attentions.items():
             cos, sin = tables[attention.rotary_table] if tables else (None, None)

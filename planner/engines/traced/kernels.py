@@ -31,8 +31,15 @@ Source:
     torch@2.14.1, CUDA build: the operations with both a CUDA and a CompositeImplicitAutograd kernel.
 """
 
-PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.linear.default)
-"""Products that go to cuBLAS, which takes its workspace in the first one of each thread; `linear` is whole where autograd is off."""
+PRODUCTS = tuple(
+    getattr(packet, overload)
+    for packet in (_aten.mm, _aten.addmm, _aten.addmm_, _aten.bmm, _aten.baddbmm, _aten.baddbmm_, _aten.linear)
+    for overload in packet.overloads()
+)
+"""
+Products that go to cuBLAS, which takes its workspace in the first one of each thread, whatever they write to (`mm.out`, in place, in
+another type); `linear` is whole where autograd is off.
+"""
 
 capability = (8, 0)
 """Of the card that the trace runs for; the registered kernels below ask for it."""

@@ -92,6 +92,25 @@ def test_a_model_arrives_in_closed_form_as_the_libraries_bring_it(knobs):
     assert closed == ran
 
 
+@pytest.mark.parametrize("knobs", [{}, {"method": "lora"}, {"method": "full"}, {"entry_point": "loop"}], ids=str)
+def test_workspaces_are_taken_in_the_same_products(knobs):
+    """In forward the first linear's, in backward the head's or the loss's: in both engines the storage that was born before is the same."""
+    spec = build_spec({**tiny.LLAMA, "num_hidden_layers": 5}, id="tiny")
+    recipe = resolve(make_recipe(seq_len=32, **knobs), installed(), spec.dtype)
+    closed, ran = (before_workspaces(engine(spec, recipe, installed(), A100).history) for engine in (analytic.analyse, analyse))
+
+    assert len(closed) == 2
+    assert closed == ran
+
+
+def before_workspaces(found: History) -> list[tuple[str, int]]:
+    """The workspaces, and the bytes of what was born last before each."""
+    whole = unroll_history(found)
+    births = [event for event in whole.events if event >= 0 and whole.sizes[event]]
+    taken = [i for i, event in enumerate(births) if "cuBLAS workspace" in whole.names[event]]
+    return [(whole.names[births[i]], whole.sizes[births[i - 1]]) for i in taken]
+
+
 def arrivals(found: History) -> list[tuple[bool, int]]:
     """Whether a storage is born, and its bytes, for every event before the first step."""
     whole = unroll_history(found)
