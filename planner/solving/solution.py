@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -11,11 +12,38 @@ from planner.job import device_report
 from planner.report import DeviceReport, Verdict
 from planner.solving.line import Line, Point
 from planner.spec import ModelSpec
+from planner.value import plain
 
 SCHEMA_VERSION = 1
 
 
-class Solution:
+class _Answer(ABC):
+    """What a search on a card gives, whatever was searched."""
+
+    _line: Line
+
+    @property
+    def model(self) -> str:
+        """The model's id."""
+        return self._line.job.spec.id
+
+    @property
+    def device(self) -> DeviceReport:
+        """The card."""
+        return device_report(self._line.device)
+
+    @abstractmethod
+    def model_dump(self) -> dict[str, Any]:
+        """The contract of `qplan max --json`."""
+
+    def model_dump_json(self, *, indent: int | None = None) -> str:
+        """`model_dump` as JSON text."""
+        import json
+
+        return json.dumps(self.model_dump(), indent=indent)
+
+
+class Solution(_Answer):
     """
     The largest value of one knob that a card takes.
 
@@ -37,16 +65,6 @@ class Solution:
 
     def __repr__(self) -> str:
         return f"Solution({self.knob}={self.value}, {self.device.name}, headroom_bytes={self.headroom_bytes})"
-
-    @property
-    def model(self) -> str:
-        """The model's id."""
-        return self._line.job.spec.id
-
-    @property
-    def device(self) -> DeviceReport:
-        """The card."""
-        return device_report(self._line.device)
 
     @cached_property
     def point(self) -> Point | None:
@@ -136,21 +154,15 @@ class Solution:
             "range": {"low": self.low, "high": self.high, "multiple_of": self.multiple_of},
             "value": self.value,
             "is_everything": self.is_everything,
-            "at": _dumped(self.point),
-            "comfortable": _dumped(self.comfortable),
-            "beyond": _dumped(self.beyond),
-            "least": _dumped(self.least) if self.value is None else None,
+            "at": plain(self.point),
+            "comfortable": plain(self.comfortable),
+            "beyond": plain(self.beyond),
+            "least": plain(self.least) if self.value is None else None,
             "warnings": list(self.warnings),
         }
 
-    def model_dump_json(self, *, indent: int | None = None) -> str:
-        """`model_dump` as JSON text."""
-        import json
 
-        return json.dumps(self.model_dump(), indent=indent)
-
-
-class Frontier:
+class Frontier(_Answer):
     """
     For each value of one knob the largest of another.
 
@@ -164,16 +176,6 @@ class Frontier:
 
     def __repr__(self) -> str:
         return f"Frontier({self.knobs[0]} -> {self.knobs[1]}: {self.values})"
-
-    @property
-    def model(self) -> str:
-        """The model's id."""
-        return self._line.job.spec.id
-
-    @property
-    def device(self) -> DeviceReport:
-        """The card."""
-        return device_report(self._line.device)
 
     @property
     def values(self) -> dict[int, int]:
@@ -192,21 +194,15 @@ class Frontier:
 
     def model_dump(self) -> dict[str, Any]:
         """The contract of `qplan max --json` with two knobs."""
-        rows = [{self.knobs[0]: first, self.knobs[1]: found.value, "at": _dumped(found.point)} for first, found in self.solutions.items()]
+        rows = [{self.knobs[0]: first, self.knobs[1]: found.value, "at": plain(found.point)} for first, found in self.solutions.items()]
         return {
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
             "device": self.device._asdict(),
             "knobs": list(self.knobs),
             "frontier": rows,
-            "least": None if rows else _dumped(self.least),
+            "least": None if rows else plain(self.least),
         }
-
-    def model_dump_json(self, *, indent: int | None = None) -> str:
-        """`model_dump` as JSON text."""
-        import json
-
-        return json.dumps(self.model_dump(), indent=indent)
 
 
 def trained_positions(spec: ModelSpec) -> int | None:
@@ -216,13 +212,3 @@ def trained_positions(spec: ModelSpec) -> int | None:
             if isinstance(section.get(name), int) and section[name] > 0:
                 return int(section[name])
     return None
-
-
-def _dumped(point: Point | None) -> dict[str, Any] | None:
-    """A point as JSON can hold it."""
-    if point is None:
-        return None
-    verdict = point.verdict._asdict()
-    if point.verdict.failure is not None:
-        verdict["failure"] = point.verdict.failure._asdict()
-    return {"value": point.value, "allocated_bytes": point.allocated_bytes, "verdict": verdict}
